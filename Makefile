@@ -1,0 +1,66 @@
+# make setup       environment in .venv, from requirements/lock.txt; a second time does nothing
+# make quickstart  the whole walk on synthetic products, no data needed
+# make test        all tests                            [ARGS="-k tokenizer"] [JOBS=2]
+# make train       one experiment                       [CONFIG=configs/...py] [GPUS=1] [ARGS=...]
+# make lint        ruff: rules and format
+# make clean       remove caches and build outputs; .venv, data and work_dirs stay
+#
+# With PYTHON=python any target uses that environment as it is and installs nothing.
+
+CONFIG ?= configs/eiclip_fashiongen.py
+GPUS ?= 1
+JOBS ?= 2
+ARGS ?=
+VENV ?= .venv
+
+ifeq ($(strip $(PYTHON)),)
+PY := $(VENV)/bin/python
+ENVIRONMENT := $(VENV)/.installed
+else
+PY := $(PYTHON)
+ENVIRONMENT :=
+endif
+
+.PHONY: help setup quickstart test train lint clean
+.DEFAULT_GOAL := help
+
+help:
+	@sed -n 's/^# \{0,1\}//p; /^$$/q' Makefile
+
+setup: $(ENVIRONMENT)
+	@echo "Ready: $$($(PY) --version) in $(PY)"
+
+# pip is left at the version the venv brings: a newer one is not needed.
+$(VENV)/.installed: $(wildcard requirements/*.txt) setup.py pyproject.toml
+	@for python in python3.11 python3.12 python3.13 python3; do \
+	  if "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+	    echo "Making $(VENV) with $$($$python --version); this takes some minutes."; \
+	    exec "$$python" -m venv $(VENV); \
+	  fi; \
+	done; \
+	echo 'No Python 3.11 or newer here. Install one, or name one: make PYTHON=/path/to/python' >&2; \
+	exit 1
+	$(PY) -m pip install -q --disable-pip-version-check -r requirements/lock.txt
+	$(PY) -m pip install -q --disable-pip-version-check --no-deps -e .
+	@touch $@
+
+quickstart: $(ENVIRONMENT)
+	$(PY) tools/quickstart.py $(ARGS)
+
+test: $(ENVIRONMENT)
+	$(PY) -m pytest -n $(JOBS) $(ARGS)
+
+train: $(ENVIRONMENT)
+ifneq ($(filter 0 1,$(GPUS)),)
+	$(PY) tools/train.py $(CONFIG) $(ARGS)
+else
+	PYTHON=$(PY) bash tools/dist_train.sh $(CONFIG) $(GPUS) $(ARGS)
+endif
+
+lint: $(ENVIRONMENT)
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+clean:
+	rm -rf build dist *.egg-info .dist_test .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -1,0 +1,65 @@
+"""Fashion-Gen: 60,147 products in train, 7,519 in validation (what papers call test)."""
+
+data_root = 'data/fashiongen/'
+entity_types = ('composition', 'subcategory', 'brand', 'season')
+train_file = 'fashiongen_256_256_train.h5'
+test_file = 'fashiongen_256_256_validation.h5'
+
+tokenizer = dict(
+    type='EntityTokenizer',
+    model='ViT-B-32-quickgelu',
+    vocab=data_root + 'entities.json',
+    fields=entity_types + ('description',),
+)
+train_pipeline = [
+    dict(type='LoadProductImage'),
+    dict(type='RandomResizedCrop', scale=224, crop_ratio_range=(0.5, 1.0)),
+    dict(type='RandomFlip', prob=0.5),
+    dict(type='EntityDropout', prob=0.1),
+    dict(type='PackProduct'),
+]
+# Pillow's bicubic resizing is open_clip's to the bit; OpenCV's is not.
+test_pipeline = [
+    dict(type='LoadProductImage'),
+    dict(
+        type='ResizeEdge', scale=224, edge='short', backend='pillow', interpolation='bicubic'
+    ),
+    dict(type='CenterCrop', crop_size=224),
+    dict(type='PackProduct'),
+]
+
+dataset = dict(
+    type='FashionGen', data_root=data_root, entity_types=entity_types, tokenizer=tokenizer
+)
+train_dataloader = dict(
+    batch_size=64,
+    num_workers=4,
+    persistent_workers=True,
+    drop_last=True,
+    sampler=dict(type='ProductSampler', shuffle=True),
+    collate_fn=dict(type='default_collate'),
+    dataset=dict(
+        ann_file=train_file, views='random', fold='fit', pipeline=train_pipeline, **dataset
+    ),
+)
+# Checkpoints and entities are chosen on a slice of train, never on the reported split.
+val_dataloader = dict(
+    batch_size=128,
+    num_workers=4,
+    persistent_workers=True,
+    sampler=dict(type='DefaultSampler', shuffle=False),
+    collate_fn=dict(type='default_collate'),
+    dataset=dict(
+        ann_file=train_file, views='first', fold='select', pipeline=test_pipeline, **dataset
+    ),
+)
+test_dataloader = dict(
+    batch_size=128,
+    num_workers=4,
+    persistent_workers=True,
+    sampler=dict(type='DefaultSampler', shuffle=False),
+    collate_fn=dict(type='default_collate'),
+    dataset=dict(ann_file=test_file, views='all', pipeline=test_pipeline, **dataset),
+)
+val_evaluator = dict(type='RetrievalMetric', protocols=['full/first-image'])
+test_evaluator = dict(type='RetrievalMetric', protocols=['full/first-image', 'full/product'])

@@ -1,0 +1,12 @@
+"""CLIP fine-tuned on the description alone, the mini Fashion-Gen: row 2.
+
+Run     python tools/train.py configs/baselines/clip_fashiongen_mini.py
+Parent  clip-meta_fashiongen_mini.py; differs in tokenizer.fields
+"""
+
+_base_ = 'clip-meta_fashiongen_mini.py'
+description = dict(tokenizer=dict(fields=('description',)))
+model = description
+train_dataloader = dict(dataset=description)
+val_dataloader = dict(dataset=description)
+test_dataloader = dict(dataset=description)

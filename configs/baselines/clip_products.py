@@ -1,0 +1,12 @@
+"""CLIP fine-tuned on the description alone, Fashion Product Images: row 2.
+
+Run     python tools/train.py configs/baselines/clip_products.py
+Parent  clip-meta_products.py; differs in tokenizer.fields
+"""
+
+_base_ = 'clip-meta_products.py'
+description = dict(tokenizer=dict(fields=('description',)))
+model = description
+train_dataloader = dict(dataset=description)
+val_dataloader = dict(dataset=description)
+test_dataloader = dict(dataset=description)

@@ -1,0 +1,211 @@
+"""What stands between this package and its dependencies, all of it in this file.
+
+First the versions are checked, from package metadata alone, so that a wrong environment is
+named in one sentence before a heavy import fails somewhere inside. Then each bridge mends
+one thing an upstream release broke, through that project's own extension point; its comment
+says what broke and which upstream version makes the bridge unnecessary.
+"""
+
+import contextlib
+import importlib.metadata
+import importlib.util
+import os
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple, NoReturn
+
+
+class Dependency(NamedTuple):
+    """One row of :data:`DEPENDENCIES`.
+
+    Attributes:
+        name: the distribution pip installs for it.
+        versions: the versions it may have; requirements/*.txt say the same (a test compares).
+        instead: distributions that bring the same modules; any one of them is enough.
+        optional: checked only where it is installed.
+        otherwise: what follows from another version, if that is not plain.
+    """
+
+    name: str
+    versions: str
+    instead: tuple[str, ...] = ()
+    optional: bool = False
+    otherwise: str = ''
+
+
+# `instead`: mmcv and mmcv-lite install the same folder, the compiled operators apart, of which
+# nothing here uses any. The onedl-* forks are mmengine, mmcv and mmpretrain kept up to date.
+DEPENDENCIES = (
+    Dependency('packaging', '>=23'),
+    Dependency('torch', '>=2.6,<3'),  # run on 2.12 and 2.13
+    Dependency('torchvision', '>=0.21,<1'),
+    Dependency('numpy', '>=2,<3'),
+    # before 0.10.6: KeyError "'Adafactor' is already registered" beside transformers
+    Dependency('mmengine', '>=0.10.6,<1', instead=('onedl-mmengine',)),
+    Dependency('mmcv-lite', '>=2.0.0,<2.4', instead=('mmcv', 'onedl-mmcv')),  # mmpretrain's own
+    Dependency('mmpretrain', '>=1.2,<2', instead=('onedl-mmpretrain',)),
+    Dependency('open_clip_torch', '>=3.3,<4'),  # text towers that pool by the end token's id
+    Dependency('h5py', '>=3.10,<4'),
+    Dependency('pycocotools', '>=2.0.8,<3'),
+    # With pycocotools and transformers both there, mmpretrain 1.2.0 imports its multimodal
+    # models: "cannot import name 'GenerationMixin'" from transformers 4.52 on, "NoneType takes
+    # no arguments" from 4.57 on. No mmpretrain release mends it yet.
+    Dependency(
+        'transformers',
+        '>=4.28,<4.52',
+        optional=True,
+        otherwise=' (mmpretrain 1.2 cannot be imported beside it; uninstalling it serves as well)',
+    ),
+)
+
+
+def check_dependencies(
+    version_of: Callable[[str], str | None] = importlib.metadata.version,
+    requires_of: Callable[[str], list[str] | None] = importlib.metadata.requires,
+) -> None:
+    """Raise ImportError, with the command that mends it, unless all dependencies fit.
+
+    Args:
+        version_of: installed version of a distribution, or PackageNotFoundError.
+        requires_of: requirements a distribution states.
+    """
+    found = {d.name: _installed(d, version_of) for d in DEPENDENCIES}
+    missing = [d for d in DEPENDENCIES if not found[d.name] and not d.optional]
+    if missing:
+        _refuse(
+            f'lacks {", ".join(d.name for d in missing)}',
+            [d.name + d.versions for d in missing],
+        )
+
+    from packaging.specifiers import SpecifierSet
+
+    wrong = [
+        (dependency, name, version)
+        for dependency in DEPENDENCIES
+        for name, version in found[dependency.name]
+        if not SpecifierSet(dependency.versions).contains(version, prereleases=True)
+    ]
+    if wrong:
+        _refuse(
+            'needs '
+            + ' and '.join(
+                f'{name}{d.versions}, but {name} {version} is installed{d.otherwise}'
+                for d, name, version in wrong
+            ),
+            [name + d.versions for d, name, _ in wrong],
+        )
+
+    _check_torch_pair(found['torch'][0][1], found['torchvision'][0][1], requires_of)
+
+
+def _check_torch_pair(
+    torch: str, torchvision: str, requires_of: Callable[[str], list[str] | None]
+) -> None:
+    """torchvision fits the one torch it names; others end in "operator torchvision::nms …"."""
+    from packaging.requirements import Requirement
+
+    for requirement in map(Requirement, requires_of('torchvision') or []):
+        if requirement.name == 'torch' and not requirement.specifier.contains(
+            torch, prereleases=True
+        ):
+            _refuse(
+                'needs torch and torchvision of one release, but torchvision '
+                f'{torchvision} goes with torch{requirement.specifier} and torch {torch} is '
+                'installed',
+                ['torchvision', f'torch=={torch.partition("+")[0]}'],
+            )
+
+
+def _installed(
+    dependency: Dependency, version_of: Callable[[str], str | None]
+) -> list[tuple[str, str]]:
+    """Name and version of each installed distribution that provides the dependency."""
+    found = []
+    for name in (dependency.name, *dependency.instead):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found.append((name, version_of(name)))
+    return [(name, version) for name, version in found if version]  # None: half uninstalled
+
+
+def _refuse(what: str, install: list[str]) -> NoReturn:
+    command = ' '.join(f'"{requirement}"' for requirement in install)
+    raise ImportError(f'eiclip_mm {what}; run: {sys.executable} -m pip install {command}')
+
+
+_LIBRARIES = []  # an operator goes when the Library that defined it is collected
+
+
+def torchvision_on_cpu_torch() -> bool:
+    """Let a CUDA-built torchvision be imported beside a CPU build of torch.
+
+    Breakage: ``RuntimeError: operator torchvision::nms does not exist``. The compiled part of
+    such a torchvision cannot load, and its Python part then describes two operators nobody
+    defined. Declaring their schemas is enough for transforms and models; the operators
+    themselves stay out of reach, and nothing here calls them. Unnecessary as soon as torch and
+    torchvision are of one kind; with such a pair this does nothing, since the real extension
+    defines the operators itself.
+
+    Returns:
+        Whether the schemas were declared.
+    """
+    import torch
+
+    mixed = not (torch.version.cuda or torch.version.hip) and _torchvision_is_built_for_cuda()
+    if not mixed or _LIBRARIES or 'torchvision' in sys.modules:
+        return False
+    library = torch.library.Library('torchvision', 'FRAGMENT')
+    library.define('nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor')
+    library.define('qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor')
+    _LIBRARIES.append(library)
+    return True
+
+
+def _torchvision_is_built_for_cuda() -> bool:
+    """Read from torchvision/version.py; the package metadata may lack the '+cu130'."""
+    spec = importlib.util.find_spec('torchvision')
+    version = Path(spec.origin).with_name('version.py') if spec and spec.origin else None
+    if version is None or not version.is_file():
+        return False
+    return bool(re.search(r"__version__ = '[^'+]+\+cu", version.read_text(encoding='utf-8')))
+
+
+def mmengine_local_checkpoints() -> bool:
+    """Let mmengine read the checkpoints it writes: resume, ``load_from`` and tools/test.py.
+
+    Breakage: ``UnpicklingError: Weights only load failed``. torch 2.6 made ``weights_only=True``
+    the default of torch.load, and a training checkpoint holds mmengine's HistoryBuffer, numpy
+    scalars and ``builtins.getattr`` (allowing those by add_safe_globals would allow about
+    anything). Unnecessary from mmengine 0.11 on (mmengine#1655). The loader is registered by
+    mmengine's own ``register_scheme`` and serves files on disk only.
+
+    A file loaded so can run code. It is meant for checkpoints the user made or trusts and names
+    by path; code here that reads pretrained weights calls torch.load(weights_only=True) itself.
+
+    Returns:
+        Whether the loader was replaced.
+    """
+    import mmengine
+    import torch
+    from mmengine.runner.checkpoint import CheckpointLoader
+    from mmengine.utils import digit_version
+
+    if digit_version(mmengine.__version__) >= digit_version('0.11.0rc0'):
+        return False
+
+    @CheckpointLoader.register_scheme(prefixes='', force=True)
+    def load_from_local(filename, map_location=None):
+        filename = os.path.expanduser(filename)
+        if not os.path.isfile(filename):
+            raise FileNotFoundError(f'checkpoint {filename} does not exist')
+        return torch.load(filename, map_location=map_location, weights_only=False)
+
+    return True
+
+
+def prepare() -> None:
+    """Check the dependencies, then apply every bridge; called once, by ``import eiclip_mm``."""
+    check_dependencies()
+    torchvision_on_cpu_torch()
+    mmengine_local_checkpoints()

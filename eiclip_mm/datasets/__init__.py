@@ -1,0 +1,23 @@
+"""Product data: data sets, the entity-aware tokenizer, transforms, sampler."""
+
+import mmpretrain.datasets  # noqa: F401  (fills the parent registries; a child does not)
+
+from .coco_products import CocoProducts
+from .fashiongen import FashionGen
+from .product_dataset import ProductDataset
+from .sampler import ProductSampler
+from .tokenizer import EntityMatcher, EntityTokenizer
+from .transforms import EntityDropout, LoadImageFeature, LoadProductImage, PackProduct
+
+__all__ = [
+    'CocoProducts',
+    'EntityDropout',
+    'EntityMatcher',
+    'EntityTokenizer',
+    'FashionGen',
+    'LoadImageFeature',
+    'LoadProductImage',
+    'PackProduct',
+    'ProductDataset',
+    'ProductSampler',
+]

@@ -1,0 +1,185 @@
+"""What every product data set shares: items, views, folds of train and seeded randomness."""
+
+import hashlib
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from mmengine.dataset import BaseDataset
+
+from eiclip_mm.registry import TOKENIZER
+
+VIEWS = ('random', 'first', 'all')
+FOLDS = ('all', 'fit', 'select')
+
+
+def in_select_fold(product_id: int, share: float) -> bool:
+    """Whether a product belongs to the slice of train that choices are made on.
+
+    It depends on the id alone, so the slice is the same in every run, epoch and process.
+    """
+    # blake2b, not crc32: splits made elsewhere from a crc of the id must not meet this slice.
+    digest = hashlib.blake2b(str(product_id).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, 'big') < share * 2**64
+
+
+@contextmanager
+def seeded(*seed: int) -> Iterator[None]:
+    """Run a block with Python's, numpy's and torch's generators seeded, then restore them.
+
+    Upstream transforms draw from these three generators; seeding them per sample makes a
+    sample depend on (seed, epoch, index) alone: not on the worker, the rank or a resume.
+    """
+    python, array, tensor = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    number = int(np.random.SeedSequence(seed).generate_state(1)[0])
+    random.seed(number)
+    np.random.seed(number)
+    # not torch.manual_seed, which would seed the accelerators as well
+    torch.default_generator.manual_seed(number)
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(array)
+        torch.set_rng_state(tensor)
+
+
+class ProductDataset(BaseDataset):
+    """Products with photos, texts and entities; subclasses say where they are read from.
+
+    A *record* is what a subclass's :meth:`load_records` returns for one product::
+
+        dict(product_id=7,
+             images=[dict(h5_path=..., row=3), ...] or [dict(img_path=...), ...],  # its views
+             texts=[dict(description='...', name='...'), ...],  # its captions, usually one
+             entities=dict(brand=['Diesel'], composition=['cotton', 'silk']))
+
+    An *item*, given to the pipeline, holds one view and one text of a record: the keys
+    ``product_id, sample_idx, view, caption, text_fields, entities``, those of the image, and
+    what the tokenizer made of them: ``text`` (L,), ``entity_ids`` (K, M), ``text_id``.
+
+    Args:
+        tokenizer: config of an ``EntityTokenizer``, the same as the model's; without one the items
+            hold no ids.
+        pipeline: transforms, as in any mmengine data set.
+        views: ``'random'``, one item a product with a view (and caption) drawn anew in each
+            epoch; ``'first'``, one item a product; ``'all'``, items enough that every view
+            and every caption occurs.
+        fold: ``'fit'`` leaves out the slice of products on which checkpoints and entities
+            are chosen, ``'select'`` is this slice, ``'all'`` is both.
+        select_share: size of the slice, as a share of the products.
+        seed: of the random views and of whatever the pipeline draws.
+        **kwargs: of ``mmengine.dataset.BaseDataset``.
+    """
+
+    def __init__(
+        self,
+        *,
+        tokenizer: dict | None = None,
+        pipeline: Sequence = (),
+        views: str = 'random',
+        fold: str = 'all',
+        select_share: float = 0.1,
+        seed: int = 0,
+        **kwargs,
+    ):
+        for name, value, allowed in (('views', views, VIEWS), ('fold', fold, FOLDS)):
+            if value not in allowed:
+                raise ValueError(f'{name}={value!r} is not known; choose one of {allowed}.')
+        if not 0 < select_share < 1:
+            raise ValueError(f'select_share must lie between 0 and 1, got {select_share}.')
+        if seed < 0:
+            raise ValueError(f'seed must be at least 0, got {seed}.')
+        self.views, self.fold, self.select_share, self.seed = views, fold, select_share, seed
+        self.tokenizer = None if tokenizer is None else TOKENIZER.build(tokenizer)
+        # In shared memory, so that set_epoch reaches loader workers that live on.
+        self._epoch = torch.full((), -1, dtype=torch.int64).share_memory_()
+        kwargs.setdefault('test_mode', views != 'random')
+        super().__init__(pipeline=list(pipeline), **kwargs)
+
+    def load_records(self) -> list[dict]:
+        """All records of the split, one a product; see the class."""
+        raise NotImplementedError
+
+    def load_data_list(self) -> list[dict]:
+        """One entry an item; for random views the entry is the whole record."""
+        records = self.load_records()
+        if self.fold != 'all':
+            wanted = self.fold == 'select'
+            found = len(records)
+            records = [
+                r for r in records if in_select_fold(r['product_id'], self.select_share) == wanted
+            ]
+            if not records:
+                raise ValueError(
+                    f'no product is left of {found} in {self.ann_file} for fold={self.fold!r} '
+                    f'with select_share={self.select_share}; choose another share.'
+                )
+        self._metainfo['views'] = self.views
+        if self.views == 'random':
+            return records
+        return [
+            item(record, i % len(record['images']), i % len(record['texts']))
+            for record in records
+            for i in range(
+                1 if self.views == 'first' else max(len(record['images']), len(record['texts']))
+            )
+        ]
+
+    def records(self) -> Iterator[dict]:
+        """The products' ids, texts and entities, pixels unread (vocabularies, reports)."""
+        for i in range(len(self)):
+            yield self.get_data_info(i)
+
+    def images(self) -> dict[tuple, dict]:
+        """Every photo of the items, by its :func:`image_key`, in order."""
+        found: dict[tuple, dict] = {}
+        for data in self.records():
+            for image in data.get('images', [data]):
+                found[image_key(image)] = image
+        return found
+
+    def set_epoch(self, epoch: int) -> None:
+        """Fix what random views and transforms draw; called by :class:`ProductSampler`.
+
+        Without a call they draw from the process's generators: random, but not repeatable.
+        """
+        self._epoch.fill_(epoch)
+
+    def prepare_data(self, idx: int):
+        """Run the pipeline on one item."""
+        epoch = int(self._epoch)
+        if epoch < 0:
+            return self.pipeline(self._item(idx))
+        with seeded(self.seed, epoch, idx % len(self)):
+            return self.pipeline(self._item(idx))
+
+    def _item(self, idx: int) -> dict:
+        data = self.get_data_info(idx)
+        if self.views == 'random':
+            view = np.random.randint(len(data['images']))
+            caption = np.random.randint(len(data['texts']))
+            data = item(data, view, caption)
+        if self.tokenizer is not None:
+            encoded = self.tokenizer(data['text_fields'], data['entities'])
+            data.update(text=encoded.text, entity_ids=encoded.entity_ids, text_id=encoded.text_id)
+        return data
+
+
+def image_key(image: dict) -> tuple:
+    """What names a photo: its file, or its HDF5 file and row."""
+    return (image['h5_path'], image['row']) if 'h5_path' in image else (image['img_path'],)
+
+
+def item(record: dict, view: int, caption: int) -> dict:
+    """One view and one caption of a record, as the pipeline gets it."""
+    rest = {k: v for k, v in record.items() if k not in ('images', 'texts')}
+    return dict(
+        rest,
+        view=view,
+        caption=caption,
+        text_fields=record['texts'][caption],
+        **record['images'][view],
+    )

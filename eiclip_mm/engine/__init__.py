@@ -1,0 +1,14 @@
+"""Around training: hooks and optimiser wrappers."""
+
+import mmpretrain.engine  # noqa: F401  (fills the parent registries; a child does not)
+
+from .hooks import CausalEffectHook, ImageFeatureCache, PlainCheckpointHook, StepSeedHook
+from .optim import AutocastOptimWrapper
+
+__all__ = [
+    'AutocastOptimWrapper',
+    'CausalEffectHook',
+    'ImageFeatureCache',
+    'PlainCheckpointHook',
+    'StepSeedHook',
+]

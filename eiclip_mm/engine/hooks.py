@@ -1,0 +1,228 @@
+"""What happens around training steps: exact resuming, cached features, causal effects."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+from mmengine.dataset import default_collate
+from mmengine.dist import barrier, broadcast, is_main_process
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.runner import Runner
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from eiclip_mm.registry import HOOKS, TRANSFORMS
+
+
+@HOOKS.register_module()
+class StepSeedHook(Hook):
+    """Seed each training step by its number, so that a resumed run repeats the unbroken one.
+
+    mmengine stores no random state in checkpoints; dropout and drawn gates would differ after a
+    resume. Crops and views are seeded by ``ProductDataset``.
+    """
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch=None) -> None:
+        """See the class. All processes draw alike, so they draw the same gates."""
+        torch.manual_seed(hash((runner.seed, runner.iter)) % 2**63)
+
+
+@HOOKS.register_module()
+class PlainCheckpointHook(Hook):
+    """Write checkpoints that torch reads with ``weights_only=True``.
+
+    The logged history is left out: it is in the log files already and grows with every step. Numbers of
+    numpy become Python's.
+    """
+
+    priority = 'LOWEST'
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """See the class."""
+        if 'message_hub' in checkpoint:
+            checkpoint['message_hub'] = dict(checkpoint['message_hub'], log_scalars={})
+        checkpoint.update({k: plain(v) for k, v in checkpoint.items() if k != 'state_dict'})
+
+
+def plain(value):
+    """A copy of nested dicts and lists without numpy's scalar types."""
+    if isinstance(value, dict):
+        return {k: plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(plain(v) for v in value)
+    return value.item() if isinstance(value, np.generic) else value
+
+
+@HOOKS.register_module()
+class CausalEffectHook(Hook):
+    """Let ``EffectCESelector`` choose its entities before one epoch of training.
+
+    The effects are measured with the model as it is then, all entities kept, on the products of the
+    validation loader, which must be a slice of *train* (``fold='select'``): never on the split
+    that is reported. The table is logged and written to ``causal_effects.json`` in the work dir.
+
+    Args:
+        begin: the epoch, counted from 0, before which to choose; at least 1.
+    """
+
+    def __init__(self, begin: int):
+        if begin < 1:
+            raise ValueError(
+                f'begin must be at least 1, an untrained model shows no effect; got {begin}.'
+            )
+        self.begin = begin
+
+    def before_train(self, runner: Runner) -> None:
+        """Check what would otherwise fail an epoch late."""
+        loader = getattr(runner.val_loop, 'dataloader', None)
+        fold = getattr(getattr(loader, 'dataset', None), 'fold', None)
+        if fold != 'select':
+            raise ValueError(
+                'CausalEffectHook measures on the products of val_dataloader, which must be a '
+                f"slice of train: set its dataset's fold='select' (now fold={fold!r})."
+            )
+        selector = getattr(unwrapped(runner.model), 'selector', None)
+        if not hasattr(selector, 'choose'):
+            raise ValueError(
+                'CausalEffectHook needs a selector that chooses by effects: set '
+                "selector=dict(type='EffectCESelector'), or leave the hook out (now "
+                f'{type(selector).__name__}).'
+            )
+
+    def before_train_epoch(self, runner: Runner) -> None:
+        """See the class."""
+        if runner.epoch != self.begin:
+            return
+        model = unwrapped(runner.model)
+        if is_main_process():
+            dataset = runner.val_dataloader.dataset
+            batches = DataLoader(dataset, batch_size=256, collate_fn=default_collate)
+            table = model.selector.choose(model, batches)
+            runner.logger.info('Causal effect of each entity type\n' + effect_table(table))
+            path = Path(runner.work_dir) / 'causal_effects.json'
+            path.write_text(json.dumps(table, indent=1, ensure_ascii=False), encoding='utf-8')
+        broadcast(model.selector.weight)
+
+
+def effect_table(table: list[dict]) -> str:
+    """The table of ``EffectCESelector.select`` as Markdown."""
+    lines = [
+        '| entity type | effect (nats) | 95 % interval | kept | entities kept |',
+        '|---|---|---|---|---|',
+    ]
+    for row in table:
+        kept, total = row['entities']
+        lines.append(
+            f'| {row["type"]} | {row["effect"]:+.4f} | {row["low"]:+.4f} … {row["high"]:+.4f} '
+            f'| {"yes" if row["kept"] else "no"} | {kept} of {total} |'
+        )
+    return '\n'.join(lines)
+
+
+def unwrapped(model):
+    """The model inside a DistributedDataParallel wrapper."""
+    return model.module if is_model_wrapper(model) else model
+
+
+@HOOKS.register_module()
+class ImageFeatureCache(Hook):
+    """Run a frozen image trunk once over every photo, and never again.
+
+    Serves the data sets whose pipeline begins with ``LoadImageFeature``. Features are
+    kept in ``folder`` under a name that hashes the trunk and its weights, mean and std of the
+    pixels, the loading pipeline and the list of photos, so runs that agree in these share them.
+
+    Args:
+        folder: where the ``.npy`` files go.
+        batch_size: photos a step.
+    """
+
+    priority = 'VERY_HIGH'
+
+    def __init__(self, folder: str = 'work_dirs/feature_cache', batch_size: int = 64):
+        self.folder, self.batch_size = Path(folder), batch_size
+
+    def before_train(self, runner: Runner) -> None:
+        """Features for training and for validation in training."""
+        self._fill(runner, runner.train_dataloader)
+        if runner.val_loop is not None:
+            self._fill(runner, runner.val_dataloader)
+
+    def before_val(self, runner: Runner) -> None:
+        """Features for ``Runner.val``."""
+        self._fill(runner, runner.val_dataloader)
+
+    def before_test(self, runner: Runner) -> None:
+        """Features for ``Runner.test``."""
+        self._fill(runner, runner.test_dataloader)
+
+    def _fill(self, runner: Runner, loader: DataLoader) -> None:
+        dataset = loader.dataset
+        transform = dataset.pipeline.transforms[0]
+        if getattr(transform, 'ready', True):  # only LoadImageFeature can be not ready
+            return
+        towers = unwrapped(runner.model).towers
+        trunk = towers.image_trunk_module()
+        if any(p.requires_grad for p in trunk.parameters()):
+            raise ValueError(
+                'the image trunk trains, so its features cannot be cached: set '
+                "towers=dict(image_unlocked=0), or load pixels with LoadProductImage."
+            )
+        images = dataset.images()
+        tensors = [*trunk.state_dict().values(), towers.mean, towers.std]
+        name = _digest(tensors, repr(trunk), transform.pipeline, list(images))
+        path = self.folder / f'{name}.npy'
+        if not path.is_file() and is_main_process():
+            self._write(path, towers, transform.pipeline, list(images.values()), loader.num_workers)
+        barrier()
+        transform.use(str(path), {key: row for row, key in enumerate(images)})
+
+    @torch.no_grad()
+    def _write(self, path: Path, towers, pipeline: list, images: list[dict], workers: int) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        loader = DataLoader(_Photos(images, pipeline), self.batch_size, num_workers=workers)
+        device = towers.mean.device
+        # convolutions run half again as fast so, and a frozen trunk does not mind
+        towers.image_trunk_module().to(memory_format=torch.channels_last)
+        training = towers.training
+        towers.eval()
+        out, row = None, 0
+        temporary = path.with_suffix(f'.{os.getpid()}.tmp')  # runs may start side by side
+        for batch in tqdm(loader, desc='image features', unit='batch', mininterval=1):
+            batch = batch.to(device, memory_format=torch.channels_last)
+            features = towers.image_trunk(batch).float().cpu().numpy()
+            if out is None:
+                out = np.lib.format.open_memmap(
+                    temporary, 'w+', np.float32, (len(images), features.shape[1])
+                )
+            out[row : row + len(features)] = features
+            row += len(features)
+        out.flush()
+        temporary.rename(path)
+        towers.train(training)
+
+
+class _Photos(Dataset):
+    def __init__(self, images: list[dict], pipeline: list):
+        self.images = images
+        self.pipeline = [TRANSFORMS.build(t) for t in pipeline]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, i: int) -> torch.Tensor:
+        results = dict(self.images[i])
+        for transform in self.pipeline:
+            results = transform(results)
+        return torch.from_numpy(np.ascontiguousarray(results['img'].transpose(2, 0, 1)))
+
+
+def _digest(tensors, *described) -> str:
+    digest = hashlib.sha256(repr(described).encode())
+    for tensor in tensors:
+        digest.update(tensor.detach().cpu().float().numpy().tobytes())
+    return digest.hexdigest()[:16]

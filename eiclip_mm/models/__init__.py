@@ -1,0 +1,30 @@
+"""EI-CLIP: towers, CE-Selector, EA-Learner, loss. Read ``ei_clip.py`` first."""
+
+import mmpretrain.models  # noqa: F401  (fills the parent registries; a child does not)
+
+from .ce_selector import (
+    CESelector,
+    EffectCESelector,
+    GatedCESelector,
+    KeepAll,
+    KeepNone,
+    causal_effects,
+)
+from .ea_learner import EALearner
+from .ei_clip import EICLIP, OpenCLIP
+from .losses import InfoNCE
+from .towers import OpenCLIPTowers
+
+__all__ = [
+    'EICLIP',
+    'CESelector',
+    'EALearner',
+    'EffectCESelector',
+    'GatedCESelector',
+    'InfoNCE',
+    'KeepAll',
+    'KeepNone',
+    'OpenCLIP',
+    'OpenCLIPTowers',
+    'causal_effects',
+]

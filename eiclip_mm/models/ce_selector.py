@@ -1,0 +1,309 @@
+"""CE-Selector: which entities are intervened on.
+
+Every selector takes the text features t (B, D) and the entity ids (B, K, M) and gives weights w (B, K)
+in [0, 1]: 1, the entity enters EA-Learner; 0, it is treated as unknown.
+
+Source: that a selector picks the entities that matter is the poster's ("meta data contributes
+unevenly"); each way to pick them below is ours.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from eiclip_mm.registry import MODELS
+from eiclip_mm.structures import UNKNOWN, EntityVocab
+
+from .losses import log_prob_of_positives
+
+
+class EntityTable(nn.Module):
+    """Numbers the entities of all types in one row; row 0 is "unknown" for every type.
+
+    Args:
+        vocab: the entities; N in all.
+    """
+
+    def __init__(self, vocab: EntityVocab):
+        super().__init__()
+        sizes = [len(names) for names in vocab.names.values()]
+        first = torch.tensor([sum(sizes[:k]) for k in range(len(sizes))])
+        self.num_rows = sum(sizes) + 1
+        self.sizes = sizes
+        self.register_buffer('first', first, persistent=False)
+
+    def rows(self, entity_ids: Tensor) -> Tensor:
+        """(B, K, M) entity ids -> (B, K, M) rows of the common table."""
+        return torch.where(entity_ids == UNKNOWN, 0, entity_ids + self.first[:, None])
+
+    def mean(self, values: Tensor, entity_ids: Tensor) -> Tensor:
+        """Mean of a table's rows over the known values of each type, 0 where none is known.
+
+        Args:
+            values: (N + 1, E) one row an entity.
+            entity_ids: (B, K, M).
+
+        Returns:
+            (B, K, E)
+        """
+        known = entity_ids != UNKNOWN  # (B, K, M)
+        share = known / known.sum(-1, keepdim=True).clamp(min=1)  # (B, K, M)
+        rows = F.embedding(self.rows(entity_ids), values)  # (B, K, M, E)
+        return (share[..., None].to(rows.dtype) * rows).sum(2)
+
+
+class CESelector(nn.Module):
+    """What selectors share; a subclass says how much each entity counts.
+
+    Args:
+        vocab: the entities.
+    """
+
+    def __init__(self, vocab: EntityVocab):
+        super().__init__()
+        self.vocab = vocab
+        self.table = EntityTable(vocab)
+
+    def forward(self, text: Tensor, entity_ids: Tensor) -> Tensor:
+        """(B, D) text features and (B, K, M) entity ids -> (B, K) weights in [0, 1]."""
+        raise NotImplementedError
+
+    def penalty(self) -> Tensor | None:
+        """() expected share of entities kept (L_0), where a selector learns by a price."""
+        return None
+
+
+@MODELS.register_module()
+class KeepAll(CESelector):
+    """Every entity is intervened on: row 4 of the poster's table."""
+
+    def forward(self, text: Tensor, entity_ids: Tensor) -> Tensor:
+        """See :class:`CESelector`."""
+        return text.new_ones(entity_ids.shape[:2])
+
+
+@MODELS.register_module()
+class KeepNone(CESelector):
+    """No entity is intervened on: EA-Learner sees every entity as unknown."""
+
+    def forward(self, text: Tensor, entity_ids: Tensor) -> Tensor:
+        """See :class:`CESelector`."""
+        return text.new_zeros(entity_ids.shape[:2])
+
+
+@MODELS.register_module()
+class GatedCESelector(CESelector):
+    """A hard-concrete gate for each type and each entity, trained with the loss under an L0 price.
+
+    A gate is clamp(s (ζ - γ) + γ, 0, 1) with s a relaxed Bernoulli variable of logit
+    log α_type + log α_entity (Louizos et al., ICLR 2018). Source of its use here: ours.
+
+    Args:
+        vocab: the entities.
+        init_logit: first value of log α of a type; above 0, gates start open.
+    """
+
+    BETA, GAMMA, ZETA = 2 / 3, -0.1, 1.1
+
+    def __init__(self, vocab: EntityVocab, init_logit: float = 2.0):
+        super().__init__(vocab)
+        self.type_logit = nn.Parameter(torch.full((len(vocab.types),), float(init_logit)))
+        self.entity_logit = nn.Parameter(torch.zeros(self.table.num_rows))
+        type_of_row = [0] + [k for k, size in enumerate(self.table.sizes) for _ in range(size)]
+        self.register_buffer('type_of_row', torch.tensor(type_of_row), persistent=False)
+
+    def logits(self) -> Tensor:
+        """(N + 1,) log α of every entity."""
+        return self.type_logit[self.type_of_row] + self.entity_logit
+
+    def gates(self) -> Tensor:
+        """(N + 1,) gates in [0, 1]: drawn while training, the mean's clamp in evaluation."""
+        logits = self.logits()
+        if self.training:
+            noise = torch.rand_like(logits).clamp(1e-6, 1 - 1e-6)
+            logits = (logits + noise.logit()) / self.BETA
+        return (logits.sigmoid() * (self.ZETA - self.GAMMA) + self.GAMMA).clamp(0, 1)
+
+    def forward(self, text: Tensor, entity_ids: Tensor) -> Tensor:
+        """See :class:`CESelector`."""
+        return self.table.mean(self.gates()[:, None], entity_ids)[..., 0]
+
+    def penalty(self) -> Tensor:
+        """See :class:`CESelector`."""
+        shift = self.BETA * math.log(-self.GAMMA / self.ZETA)
+        return (self.logits()[1:] - shift).sigmoid().mean()
+
+
+@MODELS.register_module()
+class EffectCESelector(CESelector):
+    """Keeps the entities whose measured causal effect on retrieval is positive.
+
+    Until :meth:`select` is called every entity is kept, so the model trains as row 4. The hook
+    ``CausalEffectHook`` then measures, on a slice held out of train, the average causal effect
+    of each type k (:func:`causal_effects`)::
+
+        Δ_k = mean_i [ log P(y_i | do(x_i), all entities) - log P(y_i | do(x_i), all but k) ]
+
+    A type is kept when the bootstrap interval of Δ_k over products lies above 0; within it, an entity a
+    when Δ_ka' = (n_a Δ_ka + m Δ_k) / (n_a + m) is above 0. Source: ours.
+
+    Args:
+        vocab: the entities.
+        shrinkage: m, the number of products a type's mean counts as.
+        confidence: of the interval, in (0, 1).
+    """
+
+    def __init__(self, vocab: EntityVocab, shrinkage: float = 10.0, confidence: float = 0.95):
+        super().__init__(vocab)
+        if not 0 < confidence < 1 or shrinkage <= 0:
+            raise ValueError(
+                'confidence must lie in (0, 1) and shrinkage above 0, got '
+                f'{confidence} and {shrinkage}.'
+            )
+        self.shrinkage, self.confidence = shrinkage, confidence
+        self.register_buffer('weight', torch.ones(self.table.num_rows))
+
+    def forward(self, text: Tensor, entity_ids: Tensor) -> Tensor:
+        """See :class:`CESelector`."""
+        return self.table.mean(self.weight[:, None], entity_ids)[..., 0]
+
+    @torch.no_grad()
+    def choose(self, model: nn.Module, batches: Iterable[dict]) -> list[dict]:
+        """Measure the effects on held-out products and choose; see :meth:`select`.
+
+        Args:
+            model: the ``EICLIP`` this selector belongs to.
+            batches: held-out products, as the model's ``forward`` takes them.
+        """
+        training = model.training
+        model.eval()
+        self.weight.fill_(1)  # measured with all entities kept, also by a model that chose before
+        columns: dict[str, list[Tensor]] = {}
+        for batch in map(model.data_preprocessor, batches):
+            batch['image'] = model.encode_image(batch['image'])
+            batch['text'] = model.towers.encode_text(batch['text'])
+            for name in ('image', 'text', 'entity_ids', 'product_id'):
+                columns.setdefault(name, []).append(batch[name])
+        data = {name: torch.cat(parts) for name, parts in columns.items()}
+
+        def encode(entity_ids: Tensor) -> Tensor:
+            weights = self(data['text'], entity_ids)
+            return F.normalize(model.learner(data['text'], entity_ids, weights), dim=-1)
+
+        scale = model.towers.log_scale.exp().item()
+        effects = causal_effects(
+            encode, data['image'], data['entity_ids'], data['product_id'], scale
+        )
+        model.train(training)
+        return self.select(effects, data['entity_ids'])
+
+    @torch.no_grad()
+    def select(self, effects: Tensor, entity_ids: Tensor, seed: int = 0) -> list[dict]:
+        """Choose entities by their effects, and return the table of effects.
+
+        Args:
+            effects: (P, K) of held-out products.
+            entity_ids: (P, K, M) their entities.
+            seed: of the bootstrap.
+
+        Returns:
+            one dict a type: ``type, effect, low, high, kept, entities`` (kept of all), ``names``
+            (the effect Δ_ka' of each entity seen).
+        """
+        lows, highs = bootstrap_interval(effects, self.confidence, seed)
+        rows = self.table.rows(entity_ids)  # (P, K, M)
+        table = []
+        for k, type_ in enumerate(self.vocab.types):
+            effect, low, high = (x[k].item() for x in (effects.mean(0), lows, highs))
+            first = self.table.first[k].item() + 1
+            in_type = torch.arange(first, first + self.table.sizes[k], device=rows.device)
+            held = (rows[:, k, :, None] == in_type).any(1).to(effects.dtype)  # (P, N_k)
+            count = held.sum(0)  # (N_k,)
+            shrunk = (held.T @ effects[:, k] + self.shrinkage * effect) / (count + self.shrinkage)
+            keep = (shrunk > 0) & (low > 0)
+            self.weight[in_type] = keep.to(self.weight.dtype)
+            seen = count.nonzero()[:, 0].tolist()
+            table.append(
+                dict(
+                    type=type_, effect=effect, low=low, high=high, kept=low > 0,
+                    entities=[int(keep.sum()), len(keep)],
+                    names={self.vocab.names[type_][a]: shrunk[a].item() for a in seen},
+                )
+            )  # fmt: skip
+        return table
+
+
+def bootstrap_interval(values: Tensor, confidence: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Percentile bootstrap of the mean over products: (P, K) -> two of (K,). 2,000 draws."""
+    generator = torch.Generator().manual_seed(seed)
+    values = values.double().cpu()
+    means = torch.stack(
+        [
+            values[torch.randint(len(values), (len(values),), generator=generator)].mean(0)
+            for _ in range(2000)
+        ]
+    )  # (draws, K)
+    tail = (1 - confidence) / 2
+    low, high = means.quantile(torch.tensor([tail, 1 - tail], dtype=means.dtype), dim=0)
+    return low, high
+
+
+@torch.no_grad()
+def causal_effects(
+    encode: Callable[[Tensor], Tensor],
+    image: Tensor,
+    entity_ids: Tensor,
+    product_id: Tensor,
+    scale: float,
+    draws: int = 8,
+    seed: int = 0,
+) -> Tensor:
+    """Effect of each entity type on each product's log probability of the right match.
+
+    "All but k" is itself an intervention: type k is drawn from P(a_k), the entities of the other
+    products, whatever the text says, and the probability is averaged over the draws::
+
+        P(y | do(x), all but k) = Σ_a P(a) P(y | x, a_k = a)
+
+    Making type k unknown instead would ask the model about products that it hardly ever saw, and
+    even a random label would seem to help. Both directions of retrieval are averaged.
+
+    Args:
+        encode: (P, K, M) entity ids -> (P, D) unit product embeddings, all else unchanged.
+        image: (P, D) unit.
+        entity_ids: (P, K, M).
+        product_id: (P,).
+        scale: inverse temperature exp(s).
+        draws: from P(a_k), for each type.
+        seed: of the draws.
+
+    Returns:
+        (P, K)
+    """
+    generator = torch.Generator().manual_seed(seed)
+    everything = _log_prob(encode(entity_ids), image, product_id, scale)  # (2, P)
+    effects = []
+    for k in range(entity_ids.shape[1]):
+        drawn = []
+        for _ in range(draws):
+            others = entity_ids.clone()
+            others[:, k] = entity_ids[torch.randperm(len(entity_ids), generator=generator), k]
+            drawn.append(_log_prob(encode(others), image, product_id, scale))
+        without = torch.stack(drawn).logsumexp(0) - math.log(draws)  # (2, P)
+        effects.append((everything - without).mean(0))
+    return torch.stack(effects, dim=1)
+
+
+def _log_prob(product: Tensor, image: Tensor, product_id: Tensor, scale: float) -> Tensor:
+    """(2, P) log probability of the right match, from text to image and back."""
+    both = []
+    for query, key in ((product, image), (image, product)):
+        rows = [
+            log_prob_of_positives(scale * q @ key.T, i[:, None] == product_id)
+            for q, i in zip(query.split(1024), product_id.split(1024), strict=True)
+        ]
+        both.append(torch.cat(rows))
+    return torch.stack(both)

@@ -1,0 +1,97 @@
+"""Weights of CLIP towers in the three formats users have: open_clip, Hugging Face, mm."""
+
+import re
+from pathlib import Path
+
+import torch
+from open_clip.factory import load_state_dict
+from torch import Tensor
+
+TOWERS_PREFIX = 'towers.clip.'
+
+_HF_LAYER = re.compile(r'(text|vision)_model\.encoder\.layers\.(\d+)\.(.+)\.(weight|bias)')
+_HF_LAYER_NAMES = {
+    'layer_norm1': 'ln_1',
+    'layer_norm2': 'ln_2',
+    'mlp.fc1': 'mlp.c_fc',
+    'mlp.fc2': 'mlp.c_proj',
+    'self_attn.out_proj': 'attn.out_proj',
+}
+_HF_NAMES = {
+    'logit_scale': 'logit_scale',
+    'text_model.embeddings.token_embedding.weight': 'token_embedding.weight',
+    'text_model.embeddings.position_embedding.weight': 'positional_embedding',
+    'text_model.final_layer_norm.weight': 'ln_final.weight',
+    'text_model.final_layer_norm.bias': 'ln_final.bias',
+    'text_projection.weight': 'text_projection',
+    'vision_model.embeddings.class_embedding': 'visual.class_embedding',
+    'vision_model.embeddings.patch_embedding.weight': 'visual.conv1.weight',
+    'vision_model.embeddings.position_embedding.weight': 'visual.positional_embedding',
+    'vision_model.pre_layrnorm.weight': 'visual.ln_pre.weight',
+    'vision_model.pre_layrnorm.bias': 'visual.ln_pre.bias',
+    'vision_model.post_layernorm.weight': 'visual.ln_post.weight',
+    'vision_model.post_layernorm.bias': 'visual.ln_post.bias',
+    'visual_projection.weight': 'visual.proj',
+}
+
+
+def read_towers(path: str | Path) -> dict[str, Tensor]:
+    """State dict of an open_clip model, from a file or a Hugging Face folder.
+
+    Accepts open_clip's own files, a ``CLIPModel`` of transformers (file or folder) and checkpoints
+    of this package. Pickles are read with ``weights_only=True``; safetensors are preferred.
+
+    Raises:
+        FileNotFoundError: no such file, or no weights in the folder.
+        ValueError: not a checkpoint that can be read safely.
+    """
+    path = Path(path)
+    if path.is_dir():
+        files = [path / n for n in ('model.safetensors', 'pytorch_model.bin')]
+        files = [f for f in files if f.is_file()]
+        if not files:
+            raise FileNotFoundError(
+                f'{path} holds neither model.safetensors nor pytorch_model.bin.'
+            )
+        path = files[0]
+    if not path.is_file():
+        raise FileNotFoundError(
+            f'pretrained weights {path} do not exist. Give a file, a Hugging Face folder, or a '
+            'tag of open_clip.list_pretrained() for this model.'
+        )
+    try:
+        state = load_state_dict(str(path), weights_only=True)
+    except Exception as error:
+        raise ValueError(f'{path} cannot be read as a checkpoint: {error}') from error
+    if 'vision_model.embeddings.class_embedding' in state:
+        return from_hugging_face(state)
+    ours = {
+        key.removeprefix(TOWERS_PREFIX): value
+        for key, value in state.items()
+        if key.startswith(TOWERS_PREFIX)
+    }
+    return ours or state
+
+
+def from_hugging_face(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Rename a transformers ``CLIPModel`` state dict to open_clip's names and layouts."""
+    converted, attention = {}, {}
+    for key, value in state.items():
+        if key.endswith('position_ids'):
+            continue
+        layer = _HF_LAYER.fullmatch(key)
+        if layer is None:
+            if key not in _HF_NAMES:
+                raise ValueError(f'{key!r} is not a weight of a Hugging Face CLIPModel.')
+            transposed = key.endswith('projection.weight')
+            converted[_HF_NAMES[key]] = value.T if transposed else value
+            continue
+        side, number, name, kind = layer.groups()
+        block = f'{"visual." if side == "vision" else ""}transformer.resblocks.{number}'
+        if name in _HF_LAYER_NAMES:
+            converted[f'{block}.{_HF_LAYER_NAMES[name]}.{kind}'] = value
+        else:
+            attention.setdefault(f'{block}.attn.in_proj_{kind}', {})[name] = value
+    for key, parts in attention.items():
+        converted[key] = torch.cat([parts[f'self_attn.{p}_proj'] for p in 'qkv'])
+    return converted

@@ -1,0 +1,169 @@
+"""EI-CLIP, on one page: towers, CE-Selector, EA-Learner, loss, in reading order.
+
+X is a product's text, Y its image. Contrastive learning fits P(Y|X), where an entity of X keeps the
+sense it has in the general domain; the intervention P(Y|do(X)) = Σ_z P(Y|X,z) P(z) averages over its
+senses z with a prior that does not look at X. Source: poster and paper; the modules' insides are ours
+where their files say so.
+"""
+
+import json
+
+import torch
+import torch.nn.functional as F
+from mmengine.model import BaseModel
+from torch import Tensor
+
+from eiclip_mm.registry import MODELS, TOKENIZER
+from eiclip_mm.structures import EntityVocab
+
+
+@MODELS.register_module()
+class OpenCLIP(BaseModel):
+    """CLIP as it is: rows 1 to 3 of the poster's table.
+
+    Args:
+        towers: config of ``OpenCLIPTowers``.
+        tokenizer: config of ``EntityTokenizer``, the same as the pipeline's.
+        loss: config of the contrastive loss.
+        **kwargs: of ``mmengine.model.BaseModel``.
+    """
+
+    def __init__(self, towers: dict, tokenizer: dict, loss: dict = dict(type='InfoNCE'), **kwargs):  # noqa: B006
+        super().__init__(**kwargs)
+        self.tokenizer = TOKENIZER.build(tokenizer)
+        self.towers = MODELS.build(towers)
+        subwords = self.tokenizer.subwords
+        self.towers.prepare_tokens(subwords.end, subwords.size, self.tokenizer.extra_tokens)
+        self.loss = MODELS.build(loss)
+
+    @property
+    def vocab(self) -> EntityVocab:
+        """What the entity ids mean."""
+        return self.tokenizer.vocab
+
+    def forward(self, image: Tensor, text: Tensor, entity_ids: Tensor, mode='tensor', **ids):
+        """One of mmengine's three modes.
+
+        Args:
+            image: (B, 3, height, width) uint8, or (B, F) features of a frozen trunk.
+            text: (B, L) token ids.
+            entity_ids: (B, K, M).
+            mode: ``'loss'``, ``'predict'`` (a dict a product, for metrics) or ``'tensor'``.
+            **ids: ``product_id, text_id, view, caption, sample_idx``, each (B,).
+        """
+        if mode == 'loss':
+            return self.losses(self.encode_image(image), text, entity_ids, ids)
+        embeddings = dict(
+            image=self.encode_image(image), product=self.encode_product(text, entity_ids)
+        )
+        return embeddings if mode == 'tensor' else unbatch(**embeddings, **ids)
+
+    def encode_image(self, image: Tensor) -> Tensor:
+        """(B, D) unit length. Entities never reach this side."""
+        return F.normalize(self.towers.encode_image(image), dim=-1)
+
+    def encode_product(self, text: Tensor, entity_ids: Tensor) -> Tensor:
+        """(B, D) unit length."""
+        return F.normalize(self.towers.encode_text(text), dim=-1)
+
+    def losses(self, image: Tensor, text: Tensor, entity_ids: Tensor, ids: dict) -> dict:
+        """Loss terms for mmengine, which adds up those named ``loss*``."""
+        product = self.encode_product(text, entity_ids)[None]  # (1, B, D)
+        return self.contrast(image, product, product.new_zeros(product.shape[:2]), ids)
+
+    def contrast(self, image: Tensor, product: Tensor, log_prior: Tensor, ids: dict) -> dict:
+        """The contrastive term over (C, B, D) products, and the temperature for the log."""
+        log_scale = self.towers.log_scale
+        loss = self.loss(image, product, log_prior, log_scale, ids['product_id'], ids['text_id'])
+        return dict(loss_contrast=loss, logit_scale=log_scale.detach().exp())
+
+    def get_extra_state(self) -> Tensor:
+        """The vocabulary, as bytes of JSON: a checkpoint says what its entity ids mean."""
+        text = json.dumps(self.vocab.to_dict())
+        return torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Refuse a checkpoint whose entity ids mean something else."""
+        vocab = vocab_of_state(state)
+        # dicts may be equal in another order, but the types' order numbers the columns
+        if vocab != self.vocab or vocab.types != self.vocab.types:
+            theirs, ours = ({t: v.size(t) - 1 for t in v.types} for v in (vocab, self.vocab))
+            raise ValueError(
+                f'the checkpoint was trained with another entity vocabulary: {theirs} '
+                f'entities, here {ours}. Give the vocabulary it was trained with.'
+            )
+
+
+def vocab_of_state(state: Tensor) -> EntityVocab:
+    """The vocabulary in a checkpoint's ``state_dict['_extra_state']``."""
+    return EntityVocab.from_dict(json.loads(bytes(state.cpu().tolist())), 'the checkpoint')
+
+
+@MODELS.register_module()
+class EICLIP(OpenCLIP):
+    """CLIP with CE-Selector and EA-Learner on the product side: rows 4 and 5.
+
+    Args:
+        towers, tokenizer, loss: see :class:`OpenCLIP`.
+        selector: config of a ``CESelector``.
+        learner: config of ``EALearner``.
+        entity_loss_weight: λ_ent of L_ent.
+        gate_price: λ_0 of L_0, for selectors that learn by a price.
+        **kwargs: see :class:`OpenCLIP`.
+    """
+
+    def __init__(
+        self,
+        towers: dict,
+        tokenizer: dict,
+        selector: dict,
+        learner: dict,
+        entity_loss_weight: float = 0.1,
+        gate_price: float = 0.1,
+        **kwargs,
+    ):
+        super().__init__(towers, tokenizer, **kwargs)
+        self.entity_loss_weight, self.gate_price = entity_loss_weight, gate_price
+        self.selector = MODELS.build(dict(selector, vocab=self.vocab))
+        self.learner = MODELS.build(
+            dict(
+                learner,
+                vocab=self.vocab,
+                dim=self.towers.dim,
+                classify=entity_loss_weight > 0,
+            )
+        )
+        self._set_general_sense()
+
+    @torch.no_grad()
+    def _set_general_sense(self) -> None:
+        names = torch.from_numpy(self.tokenizer.encode_names())  # (N, L)
+        self.towers.eval()
+        features = [self.towers.encode_text(part) for part in names.split(256)]
+        self.towers.train()
+        self.learner.set_general_sense(torch.cat(features))
+
+    def encode_product(self, text: Tensor, entity_ids: Tensor) -> Tensor:
+        """(B, D) unit length: one vector, so that products can be indexed."""
+        text = self.towers.encode_text(text)  # (B, D)
+        weights = self.selector(text, entity_ids)  # (B, K)
+        return F.normalize(self.learner(text, entity_ids, weights), dim=-1)
+
+    def losses(self, image: Tensor, text: Tensor, entity_ids: Tensor, ids: dict) -> dict:
+        """L = ½(L_i2t + L_t2i) + λ_ent L_ent + λ_0 L_0."""
+        text = self.towers.encode_text(text)  # (B, D)
+        weights = self.selector(text, entity_ids)  # (B, K)
+        product, log_prior = self.learner.expand(text, entity_ids, weights)  # (C, B, D), (C, B)
+        losses = self.contrast(image, F.normalize(product, dim=-1), log_prior, ids)
+        if self.entity_loss_weight:
+            entity_loss = self.learner.entity_loss(image, entity_ids)
+            losses['loss_entity'] = self.entity_loss_weight * entity_loss
+        if (penalty := self.selector.penalty()) is not None:
+            losses['loss_gate'] = self.gate_price * penalty
+        return losses
+
+
+def unbatch(**columns: Tensor) -> list[dict]:
+    """One dict a row, as mmengine's evaluators count samples."""
+    names = list(columns)
+    return [dict(zip(names, row, strict=True)) for row in zip(*columns.values(), strict=True)]

@@ -1,0 +1,42 @@
+"""What every test gets: bridges first, one thread or two, and mmengine's globals fresh."""
+
+import eiclip_mm  # noqa: F401, I001  before anything imports torchvision
+
+import os
+import uuid
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.logging import MessageHub, MMLogger
+from mmengine.registry import DefaultScope
+from mmengine.visualization import Visualizer
+
+if 'OMP_NUM_THREADS' not in os.environ:  # torch has obeyed it already
+    torch.set_num_threads(1 if 'PYTEST_XDIST_WORKER' in os.environ else 2)
+
+
+@pytest.fixture(autouse=True)
+def eiclip_scope():
+    """Short names resolve in scope ``eiclip_mm``, and no Runner sees what an earlier one left.
+
+    mmengine keeps scope, logger, message hub and visualizer in global tables, by a name that two
+    Runners of one second share.
+    """
+    DefaultScope.get_instance(f'test-{uuid.uuid4()}', scope_name='eiclip_mm')
+    yield
+    for logger in MMLogger._instance_dict.values():
+        for handler in logger.handlers:
+            handler.close()
+    visualizers = (Visualizer, *Visualizer.__subclasses__())
+    for manager in (MMLogger, MessageHub, DefaultScope, *visualizers):
+        manager._instance_dict.clear()
+
+
+@pytest.fixture(scope='session')
+def shared_products() -> Path:
+    """Folder of the real product catalogue; tests that need it are skipped where it is absent."""
+    folder = Path(__file__).resolve().parents[2] / 'shared/data/fashion_products'
+    if not folder.is_dir():
+        pytest.skip(f'no product catalogue in {folder}')
+    return folder

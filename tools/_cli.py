@@ -1,0 +1,103 @@
+"""What train.py and test.py share: reading a config, overriding it, starting processes."""
+
+import argparse
+import os
+from pathlib import Path
+
+import torch
+from mmengine.config import Config, DictAction
+
+
+def add_common(parser: argparse.ArgumentParser) -> None:
+    """Options of both tools."""
+    parser.add_argument('--work-dir', help='folder for logs, checkpoints and tables')
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        help='override settings: key.inner=value; a key the config lacks needs a + in front',
+    )
+    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm'], default='none')
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
+
+
+def read_config(args: argparse.Namespace) -> Config:
+    """The config with its overrides, work dir and launcher."""
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    if not Path(args.config).is_file():
+        raise SystemExit(f'config {args.config} does not exist.')
+    cfg = Config.fromfile(args.config)
+    cfg.merge_from_dict(checked_options(cfg, args.cfg_options or {}))
+    cfg.launcher = args.launcher
+    cfg.work_dir = args.work_dir or cfg.get('work_dir', f'work_dirs/{Path(args.config).stem}')
+    check_tokenizers(cfg)
+    for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+        if cfg.get(name):
+            cfg[name].persistent_workers = cfg[name].num_workers > 0
+            cfg[name].setdefault('pin_memory', torch.cuda.is_available())
+    return cfg
+
+
+def checked_options(cfg: Config, options: dict) -> dict:
+    """Options whose keys the config has, or that are written with a +.
+
+    Raises:
+        SystemExit: names the key, and the keys that stand where it was looked for.
+    """
+    checked = {}
+    for key, value in options.items():
+        node, path = cfg, key.lstrip('+').split('.')
+        for i, name in enumerate(path):
+            if isinstance(node, (list, tuple)) and name.isdigit() and int(name) < len(node):
+                node = node[int(name)]
+            elif isinstance(node, (dict, Config)) and name in node:
+                node = node[name]
+            elif key.startswith('+'):
+                break
+            else:
+                known = sorted(node) if isinstance(node, (dict, Config)) else repr(node)
+                raise SystemExit(
+                    f'--cfg-options {key}: the config has no {".".join(path[: i + 1])!r}; '
+                    f'there it has {known}. To add a new key, write +{key}=…'
+                )
+        checked[key.lstrip('+')] = value
+    return checked
+
+
+def check_tokenizers(cfg: Config) -> None:
+    """The model and every data set must read a product in the same way.
+
+    Only ``tags`` may differ: "tags given" and "tags from text" are two ways to evaluate.
+    """
+
+    def plain(tokenizer) -> dict:
+        return {k: v for k, v in dict(tokenizer).items() if k != 'tags'}
+
+    model = cfg.model.get('tokenizer')
+    for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+        dataset = (cfg.get(name) or {}).get('dataset', {})
+        if model is None or dataset.get('tokenizer') is None:
+            continue
+        ours, theirs = plain(model), plain(dataset['tokenizer'])
+        differ = [k for k in {*ours, *theirs} if ours.get(k) != theirs.get(k)]
+        if differ:
+            raise SystemExit(
+                f'model.tokenizer and {name}.dataset.tokenizer differ in {sorted(differ)}; '
+                'they must be equal but for tags.'
+            )
+
+
+def start_processes(cfg: Config) -> None:
+    """Join the other processes over gloo where there is no accelerator.
+
+    mmengine's own start asks for a GPU whatever the backend, and its wrapper for device ids.
+    """
+    if cfg.launcher != 'pytorch' or torch.cuda.is_available():
+        return
+    torch.distributed.init_process_group('gloo')
+    cfg.model_wrapper_cfg = dict(
+        type='MMDistributedDataParallel',
+        device_ids=None,
+        broadcast_buffers=False,
+        find_unused_parameters=cfg.get('find_unused_parameters', False),
+    )

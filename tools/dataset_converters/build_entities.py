@@ -1,0 +1,56 @@
+"""Build the entity vocabulary of a config's training split.
+
+python tools/dataset_converters/build_entities.py configs/eiclip_fashiongen.py
+"""
+
+import argparse
+from collections.abc import Sequence
+
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+from tqdm import tqdm
+
+import eiclip_mm  # noqa: F401  (checks the installation)
+from eiclip_mm.registry import DATASETS
+from eiclip_mm.structures import EntityVocab
+
+
+def main() -> None:
+    """Read train's records, count entities, write JSON."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('config', help='config whose train_dataloader and model are meant')
+    parser.add_argument('--types', nargs='+', help="entity types; by default the data set's")
+    parser.add_argument(
+        '--min-count', type=int, default=2, help='rarer names become unknown (default 2)'
+    )
+    parser.add_argument('--out', help="file to write; by default the config's vocabulary")
+    args = parser.parse_args()
+    cfg = Config.fromfile(args.config)
+    init_default_scope('eiclip_mm')
+    vocab = build(cfg, args.types, args.min_count)
+    path = args.out or cfg.model.tokenizer.vocab
+    vocab.save(path)
+    for type_ in vocab.types:
+        print(f'{type_}: {vocab.size(type_) - 1} names, e.g. {", ".join(vocab.names[type_][:5])}')
+    print(f'written to {path}')
+
+
+def build(cfg: Config, types: Sequence[str] | None = None, min_count: int = 2) -> EntityVocab:
+    """Vocabulary of the whole training split of a config."""
+    wanted = dict(
+        cfg.train_dataloader.dataset, tokenizer=None, pipeline=[], fold='all', views='first'
+    )
+    dataset = DATASETS.build(wanted)
+    products = [r['entities'] for r in tqdm(dataset.records(), 'products', len(dataset))]
+    found = list(dict.fromkeys(t for entities in products for t in entities))
+    return EntityVocab.build(
+        products,
+        types or list(getattr(dataset, 'entity_types', found)),
+        min_count,
+        source=f'training split {dataset.ann_file}: {len(products)} products, '
+        f'names in at least {min_count}',
+    )
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,133 @@
+"""Check the data of a config and print what is in it: python tools/misc/verify_dataset.py CONFIG
+
+Reads every product, text and photo of the data sets for training, validation and testing. Ends
+with status 1 where a data set cannot be read or a photo cannot be decoded.
+"""
+
+import argparse
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+from tqdm import tqdm
+
+import eiclip_mm  # noqa: F401  (checks the installation)
+from eiclip_mm.datasets import LoadProductImage, ProductDataset
+from eiclip_mm.registry import DATASETS
+from eiclip_mm.structures import UNKNOWN, entity_key
+
+SPLITS = ('train', 'val', 'test')
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Check each split of the config in turn."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('config', help='config file')
+    parser.add_argument('--split', choices=SPLITS, help='check this one alone')
+    parser.add_argument('--no-images', action='store_true', help='do not read the photos')
+    args = parser.parse_args(argv)
+    cfg = Config.fromfile(args.config)
+    init_default_scope('eiclip_mm')
+    wanted = [args.split] if args.split else SPLITS
+    loaders = {split: cfg.get(f'{split}_dataloader') for split in wanted}
+    # A list, not a generator: one broken split does not hide the next.
+    sound = [check(s, loader.dataset, args.no_images) for s, loader in loaders.items() if loader]
+    if not sound:
+        raise SystemExit(f'{args.config} has no dataloader for {" or ".join(wanted)}.')
+    raise SystemExit(not all(sound))
+
+
+def check(split: str, cfg: Mapping, no_images: bool = False) -> bool:
+    """Print what a data set holds; False if it cannot be read in full."""
+    tokenizer = cfg.get('tokenizer')
+    print(f'\n== {split}: {cfg["type"]} {cfg["ann_file"]}, fold {cfg.get("fold", "all")} ==')
+    if tokenizer and isinstance(tokenizer.vocab, str) and not Path(tokenizer.vocab).is_file():
+        print(f'no vocabulary {tokenizer.vocab}: texts are not encoded. Write it with')
+        print('python tools/dataset_converters/build_entities.py CONFIG')
+        tokenizer = None
+    try:
+        # with random views a record holds all views and captions of its product
+        dataset = DATASETS.build(dict(cfg, tokenizer=tokenizer, pipeline=[], views='random'))
+    except (ValueError, KeyError, OSError) as error:
+        print(f'CANNOT BE READ: {error}')
+        return False
+    report_products(dataset)
+    report_entities(dataset)
+    report_texts(dataset)
+    return no_images or report_images(dataset)
+
+
+def report_products(dataset: ProductDataset) -> None:
+    """Products, views, captions."""
+    views, captions, scattered = [], 0, 0
+    for record in dataset.records():
+        views.append(len(record['images']))
+        captions += len(record['texts'])
+        rows = [image['row'] for image in record['images'] if 'row' in image]
+        scattered += rows != list(range(rows[0], rows[0] + len(rows))) if rows else 0
+    mean = sum(views) / len(views)
+    print(f'products                     {len(views)}')
+    print(f'views of a product           {min(views)} to {max(views)}, {mean:.2f} on average')
+    print(f'views                        {sum(views)}')
+    print(f'captions                     {captions}')
+    print(f'products in scattered rows   {scattered}')
+
+
+def report_entities(dataset: ProductDataset) -> None:
+    """Entity types: who has them, how many names, what the vocabulary lacks."""
+    vocab = dataset.tokenizer and dataset.tokenizer.vocab
+    products, unknown, names = Counter(), Counter(), {}
+    for record in dataset.records():
+        for type_, values in record['entities'].items():
+            keys = {entity_key(value) for value in values} - {''}
+            names.setdefault(type_, set()).update(keys)
+            products[type_] += bool(keys)
+            if vocab and type_ in vocab.types:
+                unknown[type_] += any(vocab.id(type_, key) == UNKNOWN for key in keys)
+    for type_ in dict.fromkeys((*names, *(vocab.types if vocab else ()))):
+        line = f'{type_:28} {len(names.get(type_, ()))} names in {products[type_]} products'
+        if vocab and type_ in vocab.types:
+            line += f'; vocabulary of {vocab.size(type_) - 1}, unknown in {unknown[type_]} products'
+        print(line)
+
+
+def report_texts(dataset: ProductDataset) -> None:
+    """Texts: empty, repeated, not ASCII, too long for the model."""
+    seen, not_ascii, cut, lost = {}, 0, 0, 0
+    for record in dataset.records():
+        for fields in record['texts']:
+            text = ' '.join(fields.values())
+            if dataset.tokenizer:
+                encoded = dataset.tokenizer(fields, record['entities'])
+                text = encoded.composed
+                cut, lost = cut + (encoded.dropped > 0), lost + encoded.dropped
+            not_ascii += not text.isascii()
+            seen.setdefault(text, set()).add(record['product_id'])
+    shared = [ids for text, ids in seen.items() if text and len(ids) > 1]
+    print(f'products without text        {len(seen.get("", ()))}')
+    print(f'products of one text         {sum(map(len, shared))}, sharing {len(shared)} texts')
+    print(f'texts not in ASCII           {not_ascii}')
+    if dataset.tokenizer:
+        label = f'texts over {dataset.tokenizer.subwords.context_length} tokens'
+        print(f'{label:28} {cut}, losing {lost} sub-words')
+
+
+def report_images(dataset: ProductDataset) -> bool:
+    """Read every photo; False if one cannot be decoded."""
+    load, black, broken = LoadProductImage(), 0, []
+    for image in tqdm(dataset.images().values(), 'photos', unit='img'):
+        try:
+            black += not load(dict(image))['img'].any()
+        except (ValueError, OSError) as error:
+            broken.append(str(error))
+    print(f'photos all black             {black}')
+    print(f'photos that cannot be read   {len(broken)}')
+    for error in broken[:10]:
+        print(f'  {error}')
+    return not broken
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,95 @@
+"""The whole walk with no data: draw a mini Fashion-Gen, train, evaluate, print the table.
+
+python tools/quickstart.py          (make quickstart makes the environment first)
+
+Interrupted, it goes on where it was; --fresh starts anew.
+"""
+
+import argparse
+import json
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from eiclip_mm.evaluation import recall_table
+
+DATA = Path('data/mini_fashiongen')
+GENERAL = 'configs/clip_general_mini.py'
+ROWS = {
+    'CLIP, fine-tuned on the description (row 2)': 'configs/baselines/clip_fashiongen_mini.py',
+    'EI-CLIP (row 5)': 'configs/eiclip_fashiongen_mini.py',
+}
+SHOWN = re.compile(r'Epoch\(train\) +\[(\d+)\].*eta: ([\d:]+).* loss: ([\d.]+)')
+
+
+def main() -> None:
+    """Run every step as the command a user would type."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('--fresh', action='store_true', help='forget earlier runs of this script')
+    args = parser.parse_args()
+    start = time.time()
+    if args.fresh:
+        for config in [GENERAL, *ROWS.values()]:
+            shutil.rmtree(work_dir(config), ignore_errors=True)
+    run('tools/dataset_converters/make_mini_fashiongen.py', '--out', str(DATA))
+    run('tools/dataset_converters/build_entities.py', 'configs/eiclip_fashiongen_mini.py')
+    run('tools/train.py', GENERAL, '--no-validate', '--resume', 'auto')
+    results = {}
+    for label, config in ROWS.items():
+        run('tools/train.py', config, '--resume', 'auto')
+        checkpoint = max(work_dir(config).glob('best_*.pth'), key=lambda path: path.stat().st_mtime)
+        run('tools/test.py', config, str(checkpoint))
+        results[label] = json.loads((work_dir(config) / 'test_results.json').read_text())
+    report(results, time.time() - start)
+
+
+def work_dir(config: str) -> Path:
+    """Where train.py and test.py put a config's files."""
+    return Path('work_dirs') / Path(config).stem
+
+
+def run(*command: str) -> None:
+    """Run one of the project's tools; show its progress, keep its output in a log."""
+    print('\n$ python', *command, flush=True)
+    log = Path('work_dirs') / 'quickstart.log'
+    log.parent.mkdir(exist_ok=True)
+    process = subprocess.Popen(
+        [sys.executable, *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    with log.open('a', encoding='utf-8') as file:
+        for line in process.stdout:
+            file.write(line)
+            if found := SHOWN.search(line):
+                epoch, eta, loss = found.groups()
+                print(f'  epoch {epoch}, loss {loss}, remaining {eta}', flush=True)
+    if process.wait():
+        sys.exit(f'{command[0]} failed; the end of its output, all of it in {log}:\n{tail(log)}')
+
+
+def tail(log: Path, lines: int = 20) -> str:
+    """The last lines of a log."""
+    return '\n'.join(log.read_text(encoding='utf-8').splitlines()[-lines:])
+
+
+def report(results: dict[str, dict], seconds: float) -> None:
+    """Print the table and where everything lies."""
+    prefix = 'full/first-image/'
+    rows = {
+        label: {k.removeprefix(prefix): v for k, v in metrics.items() if k.startswith(prefix)}
+        for label, metrics in results.items()
+    }
+    table = recall_table(rows)
+    path = Path('work_dirs') / 'quickstart_table.md'
+    path.write_text(table + '\n', encoding='utf-8')
+    print(f'\nfull/first-image on the 300 products of the mini validation split\n\n{table}\n')
+    for label, config in ROWS.items():
+        print(f'{label}: checkpoints and logs in {work_dir(config)}/')
+    print(f'causal effects: {work_dir(ROWS["EI-CLIP (row 5)"])}/causal_effects.json')
+    print(f'table: {path}, log: work_dirs/quickstart.log; took {seconds / 60:.1f} minutes')
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,65 @@
+"""Train what a config describes: python tools/train.py configs/eiclip_fashiongen_mini.py"""
+
+import argparse
+
+import torch
+from _cli import add_common, read_config, start_processes
+from mmengine.runner import Runner
+
+import eiclip_mm  # noqa: F401  (checks the installation)
+
+
+def parse_args() -> argparse.Namespace:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('config', help='config file')
+    parser.add_argument(
+        '--resume',
+        nargs='?',
+        const='auto',
+        help='go on from this checkpoint; without a value or with "auto", from the latest in the '
+        'work dir, if there is one',
+    )
+    parser.add_argument(
+        '--amp', action='store_true', help='bfloat16 autocast (float16 with --amp-dtype)'
+    )
+    parser.add_argument('--amp-dtype', choices=['bfloat16', 'float16'], default='bfloat16')
+    parser.add_argument('--no-validate', action='store_true', help='no validation while training')
+    parser.add_argument(
+        '--auto-scale-lr',
+        action='store_true',
+        help='scale the learning rate by batch size over auto_scale_lr.base_batch_size',
+    )
+    add_common(parser)
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Read the config, apply the command line, run."""
+    args = parse_args()
+    cfg = read_config(args)
+    if args.resume:
+        cfg.resume = True
+        cfg.load_from = None if args.resume == 'auto' else args.resume
+    if args.amp:
+        set_amp(cfg, args.amp_dtype)
+    if args.no_validate:
+        cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
+        cfg.default_hooks.checkpoint.save_best = None
+    if args.auto_scale_lr:
+        cfg.auto_scale_lr.enable = True
+    start_processes(cfg)
+    Runner.from_cfg(cfg).train()
+
+
+def set_amp(cfg, dtype: str) -> None:
+    """Mixed precision; float16 needs a GPU and loss scaling, bfloat16 neither."""
+    if dtype == 'float16' and not torch.cuda.is_available():
+        raise SystemExit('--amp-dtype float16 needs a GPU; use bfloat16 here.')
+    scaled = dtype == 'float16'
+    cfg.optim_wrapper.type = 'AmpOptimWrapper' if scaled else 'AutocastOptimWrapper'
+    cfg.optim_wrapper.dtype = dtype
+
+
+if __name__ == '__main__':
+    main()
