@@ -332,7 +332,10 @@ class TestCausalEffects:
 
 class TestChoose:
     def model(self):
-        model = tiny.model(selector=dict(type='EffectCESelector'))
+        # it drops patches while it trains, and must not while it measures
+        vision_cfg = dict(tiny.ARCHITECTURE['vision_cfg'], patch_dropout=0.5)
+        towers = dict(model=dict(tiny.ARCHITECTURE, vision_cfg=vision_cfg))
+        model = tiny.model(towers=towers, selector=dict(type='EffectCESelector'))
         tiny.randomised(model.learner, 0.3)
         return model
 

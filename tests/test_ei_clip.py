@@ -116,7 +116,7 @@ class TestEntities:
         assert tiny.total(model(**data, mode='loss')) < first - 0.1
         # with KeepNone the tables get no gradient but from the entity loss
         still = {n for n, t in model.state_dict().items() if t.equal(before[n])}
-        expected = {'learner.general', '_extra_state'}
+        expected = {'learner.general', '_extra_state', 'towers.mean', 'towers.std'}
         if selector == 'EffectCESelector':
             expected.add('selector.weight')
         if selector == 'KeepNone':

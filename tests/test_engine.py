@@ -245,7 +245,10 @@ class TestImageFeatureCache:
 
     def test_values_are_the_trunk_s(self, make_runner, tmp_path):
         runner = self.runner(make_runner)
+        for module in runner.model.modules():
+            module.training = True  # as before the first epoch
         ImageFeatureCache(tmp_path / 'cache', batch_size=7).before_train(runner)
+        assert runner.model.towers.training
         pixels = make_runner('pixels', pipeline=[*LOAD, dict(type='PackProduct')])
         seen = 0
         for name in ('train_dataloader', 'val_dataloader'):

@@ -260,7 +260,7 @@ def test_nothing_is_left_of_a_write_that_fails(tmp_path, monkeypatch):
     def full(*_):
         raise OSError('disk full')
 
-    monkeypatch.setattr(synthetic, 'draw', full)
+    monkeypatch.setattr(synthetic.files, 'draw', full)
     with pytest.raises(OSError, match='disk full'):
         write_mini_fashiongen(tmp_path, 1, 1, 1, progress=False)
     assert list(tmp_path.iterdir()) == []
