@@ -30,5 +30,5 @@ optim_wrapper = dict(
             'towers.clip.logit_scale': dict(lr_mult=1.0, decay_mult=0),
             'towers.clip.text.transformer': dict(lr_mult=0.1),
         }
-    )
+    ),
 )

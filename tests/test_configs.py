@@ -10,9 +10,7 @@ from eiclip_mm.registry import DATASETS, HOOKS, METRICS, MODELS
 from eiclip_mm.structures import EntityVocab
 
 ROOT = Path(__file__).resolve().parents[1]
-CONFIGS = sorted(
-    path for path in (ROOT / 'configs').glob('**/*.py') if '_base_' not in path.parts
-)
+CONFIGS = sorted(path for path in (ROOT / 'configs').glob('**/*.py') if '_base_' not in path.parts)
 ROWS = (
     'baselines/clip-zeroshot_{}.py',
     'baselines/clip_{}.py',

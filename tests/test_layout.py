@@ -1,4 +1,4 @@
-"""Imports go down only: tools -> rooms -> structures and registry; rooms never import each other."""
+"""Imports go down only: tools, rooms, structures and registry; rooms never import each other."""
 
 import ast
 from pathlib import Path

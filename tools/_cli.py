@@ -7,6 +7,8 @@ from pathlib import Path
 import torch
 from mmengine.config import Config, DictAction
 
+LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
+
 
 def add_common(parser: argparse.ArgumentParser) -> None:
     """Options of both tools."""
@@ -31,7 +33,7 @@ def read_config(args: argparse.Namespace) -> Config:
     cfg.launcher = args.launcher
     cfg.work_dir = args.work_dir or cfg.get('work_dir', f'work_dirs/{Path(args.config).stem}')
     check_tokenizers(cfg)
-    for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+    for name in LOADERS:
         if cfg.get(name):
             cfg[name].persistent_workers = cfg[name].num_workers > 0
             cfg[name].setdefault('pin_memory', torch.cuda.is_available())
@@ -45,7 +47,7 @@ def checked_options(cfg: Config, options: dict) -> dict:
         SystemExit: names the key, and the keys that stand where it was looked for.
     """
     checked = {}
-    for key, value in options.items():
+    for key, value in everywhere(options).items():
         node, path = cfg, key.lstrip('+').split('.')
         for i, name in enumerate(path):
             if isinstance(node, (list, tuple)) and name.isdigit() and int(name) < len(node):
@@ -64,6 +66,18 @@ def checked_options(cfg: Config, options: dict) -> dict:
     return checked
 
 
+def everywhere(options: dict) -> dict:
+    """``tokenizer.…`` means the tokenizer of the model and of every data set."""
+    spread = {}
+    for key, value in options.items():
+        spread[key] = value
+        if key.lstrip('+').startswith('tokenizer.'):
+            plus = '+' * key.startswith('+')
+            for place in ('model', *(f'{loader}.dataset' for loader in LOADERS)):
+                spread[f'{plus}{place}.{key.lstrip("+")}'] = value
+    return spread
+
+
 def check_tokenizers(cfg: Config) -> None:
     """The model and every data set must read a product in the same way.
 
@@ -74,7 +88,7 @@ def check_tokenizers(cfg: Config) -> None:
         return {k: v for k, v in dict(tokenizer).items() if k != 'tags'}
 
     model = cfg.model.get('tokenizer')
-    for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+    for name in LOADERS:
         dataset = (cfg.get(name) or {}).get('dataset', {})
         if model is None or dataset.get('tokenizer') is None:
             continue

@@ -35,8 +35,8 @@ class StepSeedHook(Hook):
 class PlainCheckpointHook(Hook):
     """Write checkpoints that torch reads with ``weights_only=True``.
 
-    The logged history is left out: it is in the log files already and grows with every step. Numbers of
-    numpy become Python's.
+    The logged history is left out: it is in the log files already and grows with every step.
+    Numbers of numpy become Python's.
     """
 
     priority = 'LOWEST'
@@ -84,6 +84,11 @@ class CausalEffectHook(Hook):
             raise ValueError(
                 'CausalEffectHook measures on the products of val_dataloader, which must be a '
                 f"slice of train: set its dataset's fold='select' (now fold={fold!r})."
+            )
+        if self.begin >= runner.max_epochs:
+            raise ValueError(
+                f'CausalEffectHook chooses before epoch {self.begin}, counted from 0, but training '
+                f'ends after {runner.max_epochs}: lower begin or train longer.'
             )
         selector = getattr(unwrapped(runner.model), 'selector', None)
         if not hasattr(selector, 'choose'):
@@ -170,7 +175,7 @@ class ImageFeatureCache(Hook):
         if any(p.requires_grad for p in trunk.parameters()):
             raise ValueError(
                 'the image trunk trains, so its features cannot be cached: set '
-                "towers=dict(image_unlocked=0), or load pixels with LoadProductImage."
+                'towers=dict(image_unlocked=0), or load pixels with LoadProductImage.'
             )
         images = dataset.images()
         tensors = [*trunk.state_dict().values(), towers.mean, towers.std]

@@ -1,7 +1,7 @@
 """CE-Selector: which entities are intervened on.
 
-Every selector takes the text features t (B, D) and the entity ids (B, K, M) and gives weights w (B, K)
-in [0, 1]: 1, the entity enters EA-Learner; 0, it is treated as unknown.
+Every selector takes the text features t (B, D) and the entity ids (B, K, M) and gives weights
+w (B, K) in [0, 1]: 1, the entity enters EA-Learner; 0, it is treated as unknown.
 
 Source: that a selector picks the entities that matter is the poster's ("meta data contributes
 unevenly"); each way to pick them below is ours.
@@ -147,8 +147,8 @@ class EffectCESelector(CESelector):
 
         Δ_k = mean_i [ log P(y_i | do(x_i), all entities) - log P(y_i | do(x_i), all but k) ]
 
-    A type is kept when the bootstrap interval of Δ_k over products lies above 0; within it, an entity a
-    when Δ_ka' = (n_a Δ_ka + m Δ_k) / (n_a + m) is above 0. Source: ours.
+    A type is kept when the bootstrap interval of Δ_k over products lies above 0; within it, an
+    entity a when Δ_ka' = (n_a Δ_ka + m Δ_k) / (n_a + m) is above 0. Source: ours.
 
     Args:
         vocab: the entities.
@@ -269,7 +269,8 @@ def causal_effects(
         P(y | do(x), all but k) = Σ_a P(a) P(y | x, a_k = a)
 
     Making type k unknown instead would ask the model about products that it hardly ever saw, and
-    even a random label would seem to help. Both directions of retrieval are averaged.
+    even a random label would seem to help. A label that carries only noise comes out at or below
+    0: the average over draws evens its noise out. Both directions of retrieval are averaged.
 
     Args:
         encode: (P, K, M) entity ids -> (P, D) unit product embeddings, all else unchanged.

@@ -1,9 +1,9 @@
 """EI-CLIP, on one page: towers, CE-Selector, EA-Learner, loss, in reading order.
 
 X is a product's text, Y its image. Contrastive learning fits P(Y|X), where an entity of X keeps the
-sense it has in the general domain; the intervention P(Y|do(X)) = Σ_z P(Y|X,z) P(z) averages over its
-senses z with a prior that does not look at X. Source: poster and paper; the modules' insides are ours
-where their files say so.
+sense it has in the general domain; the intervention P(Y|do(X)) = Σ_z P(Y|X,z) P(z) averages over
+its senses z with a prior that does not look at X. Source: poster and paper; the modules' insides
+are ours where their files say so.
 """
 
 import json

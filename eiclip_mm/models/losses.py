@@ -7,8 +7,8 @@ For a query x_i with positives P(i) among the keys, and the senses z of the enti
 With one z and one positive this is CLIP's loss. The expectation over z is the intervention
 P(Y|do(X)) of method "exact"; method "nwgm" moves it inside, which leaves one z (C = 1).
 
-Source: the loss over matching pairs is the paper's (CLIP's); several positives, and the mixture over
-senses written out, are ours.
+Source: the loss over matching pairs is the paper's (CLIP's); several positives, and the mixture
+over senses written out, are ours.
 """
 
 import math

@@ -10,6 +10,8 @@ tokenizer = dict(
     model='ViT-B-32-quickgelu',
     vocab=data_root + 'entities.json',
     fields=entity_types + ('description',),
+    mention='keep',
+    tags='given',
 )
 train_pipeline = [
     dict(type='LoadProductImage'),
@@ -21,9 +23,7 @@ train_pipeline = [
 # Pillow's bicubic resizing is open_clip's to the bit; OpenCV's is not.
 test_pipeline = [
     dict(type='LoadProductImage'),
-    dict(
-        type='ResizeEdge', scale=224, edge='short', backend='pillow', interpolation='bicubic'
-    ),
+    dict(type='ResizeEdge', scale=224, edge='short', backend='pillow', interpolation='bicubic'),
     dict(type='CenterCrop', crop_size=224),
     dict(type='PackProduct'),
 ]

@@ -16,6 +16,8 @@ tokenizer = dict(
     model=architecture,
     vocab=data_root + 'entities.json',
     fields=entity_types + ('description',),
+    mention='keep',
+    tags='given',
 )
 train_pipeline = [
     dict(type='LoadProductImage'),

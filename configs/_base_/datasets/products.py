@@ -14,7 +14,10 @@ architecture = dict(
         timm_model_name='tf_efficientnet_lite0', timm_pool='avg', timm_proj='mlp', image_size=160
     ),
     text_cfg=dict(
-        hf_model_name=text_prior, hf_proj_type='linear', hf_pooler_type='mean_pooler', context_length=32
+        hf_model_name=text_prior,
+        hf_proj_type='linear',
+        hf_pooler_type='mean_pooler',
+        context_length=32,
     ),
 )
 towers = dict(
@@ -31,14 +34,14 @@ tokenizer = dict(
     model=architecture,
     vocab=data_root + 'entities.json',
     fields=('description',) + entity_types,
+    mention='keep',
+    tags='given',
 )
 load_image = dict(
     type='LoadImageFeature',
     pipeline=[
         dict(type='LoadProductImage'),
-        dict(
-            type='ResizeEdge', scale=160, edge='long', backend='pillow', interpolation='bicubic'
-        ),
+        dict(type='ResizeEdge', scale=160, edge='long', backend='pillow', interpolation='bicubic'),
         dict(type='Pad', size=(160, 160), pad_val=dict(img=255)),
     ],
 )
