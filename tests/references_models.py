@@ -48,11 +48,12 @@ def info_nce(image, product, prior, scale, product_id, text_id=None):
     return total / (2 * n)
 
 
-def mean_of_known(table, ids):
-    """Mean of the rows of one type's table (row 0 unused) over ids other than 0; else zeros."""
-    known = [i for i in ids if i != 0]
+def mean_of_known(table, ids, weights=None):
+    """Mean of w_m table[a_m] over a type's ids a_m other than 0 (row 0 unused); else zeros."""
+    weights = weights or [1] * len(ids)
+    known = [(i, w) for i, w in zip(ids, weights, strict=True) if i != 0]
     width = len(table[0])
-    return [sum(table[i][d] for i in known) / max(len(known), 1) for d in range(width)]
+    return [sum(w * table[i][d] for i, w in known) / max(len(known), 1) for d in range(width)]
 
 
 def gelu(x):
@@ -63,18 +64,20 @@ def linear(weight, bias, x):
     return [dot(row, x) + b for row, b in zip(weight, bias, strict=True)]
 
 
-def fuse(text, senses, known, weights, unknown, hidden, out):
-    """t + W_o GELU(W_1 [t; u_k + w_k (z_k - u_k)]) for one product.
+def fuse(text, values, unknown, hidden, out):
+    """t + W_o GELU(W_1 [t; e_1; ...; e_K]) for one product.
+
+    e_k is the mean of u_k + w (z - u_k) over the type's known values, u_k where none is known.
 
     Args:
-        senses: K vectors z_k.
-        known: K bools; an unknown type counts as w_k = 0.
+        values: K lists of (z, w), one for each known value of the type.
         hidden, out: (weight, bias).
     """
     joined = list(text)
-    for z, is_known, w, u in zip(senses, known, weights, unknown, strict=True):
-        w = w if is_known else 0
-        joined += [ud + w * (zd - ud) for zd, ud in zip(z, u, strict=True)]
+    for known, u in zip(values, unknown, strict=True):
+        mixed = [[ud + w * (zd - ud) for zd, ud in zip(z, u, strict=True)] for z, w in known]
+        mixed = mixed or [u]
+        joined += [sum(column) / len(mixed) for column in zip(*mixed, strict=True)]
     change = linear(*out, [gelu(x) for x in linear(*hidden, joined)])
     return [t + c for t, c in zip(text, change, strict=True)]
 

@@ -45,6 +45,24 @@ class TestTable:
                 expected = references.mean_of_known(own, product[k])
                 torch.testing.assert_close(found[i, k], torch.tensor(expected))
 
+    def test_weighted_mean_equals_loops(self):
+        """The weights multiply the rows; the mean is still over all known values."""
+        table = EntityTable(tiny.VOCAB)
+        values, weights = torch.randn(6, 3), torch.rand(IDS.shape)
+        weights[0, 0, 1] = 0
+        found = table.mean(values, IDS, weights)
+        for i, product in enumerate(IDS.tolist()):
+            for k, first in enumerate((0, 3)):
+                own = [values[0].tolist()] + values[first + 1 :].tolist()
+                expected = references.mean_of_known(own, product[k], weights[i, k].tolist())
+                torch.testing.assert_close(found[i, k], torch.tensor(expected))
+        assert table.mean(values, IDS, torch.ones(IDS.shape)).equal(table.mean(values, IDS))
+
+    def test_shares(self):
+        ids = torch.tensor([[[1, 3, 2], [2, 0, 0]], [[0, 0, 0], [0, 1, 2]]])
+        expected = [[[1 / 3] * 3, [1, 0, 0]], [[0, 0, 0], [0, 0.5, 0.5]]]
+        torch.testing.assert_close(EntityTable(tiny.VOCAB).share(ids), torch.tensor(expected))
+
     def test_empty_places_are_not_values(self):
         """Ids are padded with 0: how many places there are must not matter."""
         table = EntityTable(tiny.VOCAB)
@@ -60,7 +78,7 @@ class TestInterface:
         selector = tiny.randomised(kind(tiny.VOCAB), 3.0).train(training)
         for _ in range(20):
             weights = selector(TEXT, IDS)
-            assert weights.shape == (4, 2) and weights.dtype == torch.float32
+            assert weights.shape == IDS.shape and weights.dtype == torch.float32
             assert (weights >= 0).all() and (weights <= 1).all()
 
     def test_keep_all_and_none(self):
@@ -81,6 +99,30 @@ class TestInterface:
         assert product.equal(none.encode_product(data['text'], blind))
         assert product.equal(everything.encode_product(data['text'], blind))
         assert not product.equal(everything.encode_product(data['text'], data['entity_ids']))
+
+    @pytest.mark.parametrize('prior', ['uniform', 'frequency', 'learned'])
+    def test_a_dropped_entity_does_not_reach_the_product(self, prior):
+        """Silk is dropped; beside cotton, which is kept, its senses must not matter either."""
+        model = tiny.model(
+            selector=dict(type='EffectCESelector'), learner=dict(type='EALearner', prior=prior),
+            entity_loss_weight=0,
+        )  # fmt: skip
+        tiny.randomised(model.learner, 0.2)
+        model.eval()
+        model.selector.weight[5] = 0
+        data = tiny.batch(model)
+        assert (
+            (data['entity_ids'][:, 1] == 2).any(1) & (data['entity_ids'][:, 1] == 1).any(1)
+        ).any()
+        product = model.encode_product(data['text'], data['entity_ids'])
+        tiny.total(model(**data, mode='loss')).backward()
+        grad = model.learner.learned.grad[0]
+        assert (grad[5] == 0).all() and (grad[4] != 0).any()
+        model.learner.learned.data[:, 5] += 3
+        model.learner.general[:, 5] -= 3
+        assert model.encode_product(data['text'], data['entity_ids']).equal(product)
+        model.selector.weight[5] = 1
+        assert not model.encode_product(data['text'], data['entity_ids']).equal(product)
 
     def test_base_class_chooses_nothing(self):
         with pytest.raises(NotImplementedError):
@@ -108,8 +150,19 @@ class TestGated:
         torch.testing.assert_close(gates, torch.tensor(expected))
         assert gates[2] == 1 and gates[4] == 0 and selector.gates()[1:].equal(gates)
         weights = selector(TEXT, IDS)
-        torch.testing.assert_close(weights[0], torch.stack([(gates[0] + gates[2]) / 2, gates[4]]))
-        assert (weights[3] == 0).all()
+        known = {(0, 0, 0): 0, (0, 0, 1): 2, (0, 1, 0): 4, (1, 1, 0): 3, (1, 1, 1): 4}
+        known |= {(2, 0, 0): 1, (2, 1, 0): 3}
+        assert len(known) == (IDS != 0).sum()
+        for place, gate in known.items():
+            assert weights[place] == gates[gate]
+
+    def test_an_entity_has_one_gate_in_a_batch(self):
+        selector = self.gated([0.5, 0.0], [0.0] * 6).train()
+        ids = torch.tensor([[[1, 2], [1, 0]], [[2, 1], [2, 1]], [[0, 1], [0, 0]]])
+        for _ in range(10):
+            w = selector(TEXT[:3], ids)
+            assert w[0, 0, 0] == w[1, 0, 1] == w[2, 0, 1] and w[0, 0, 1] == w[1, 0, 0]
+            assert w[0, 1, 0] == w[1, 1, 1]
 
     def test_training_draws(self):
         selector = self.gated([0.0, 0.0], [0.0] * 6).train()
@@ -224,15 +277,18 @@ class TestSelect:
         assert (before == 1).all()
         assert [row['kept'] for row in table] == [True, False, False]
         assert [row['entities'] for row in table] == [[2, 2], [0, 1], [0, 1]]
-        assert selector(torch.zeros(200, 4), ids)[0].tolist() == [1, 0, 0]
+        assert selector(torch.zeros(200, 4), ids)[0].tolist() == [[1], [0], [0]]
         # 'b' was never seen: it follows its type, and is not in the table
         assert list(table[0]['names']) == ['a'] and selector.weight[2] == 1
 
     def test_weights_of_products(self):
         selector = EffectCESelector(tiny.VOCAB)
         selector.weight.copy_(torch.tensor([1.0, 1, 0, 0, 0, 1]))
-        expected = torch.tensor([[0.5, 1], [0, 0.5], [0, 0], [0, 0]])
-        assert selector(TEXT, IDS).equal(expected)
+        expected = torch.tensor(
+            [[[1, 0], [1, 0]], [[0, 0], [0, 1]], [[0, 0], [0, 0]], [[0, 0]] * 2]
+        )
+        known = IDS != 0  # the weight of an empty place does not matter
+        assert (selector(TEXT, IDS) * known).equal(expected.float())
 
     def test_weights_are_saved(self):
         selector = EffectCESelector(tiny.VOCAB)

@@ -19,7 +19,17 @@ IDS = torch.tensor(
     [[[1, 3], [2, 0]], [[0, 0], [1, 2]], [[2, 0], [1, 0]], [[0, 0], [0, 0]], [[3, 0], [2, 0]]]
 )
 B, K = IDS.shape[:2]
-WEIGHTS = torch.tensor([[1.0, 0.5], [1, 1], [0, 1], [1, 1], [0.3, 0]])
+# of product 0 one brand is half kept; of product 1 one composition is dropped beside a kept one
+WEIGHTS = torch.tensor(
+    [
+        [[1, 0.5], [0.5, 0.7]],
+        [[1, 1], [1, 0]],
+        [[0, 1], [1, 0]],
+        [[1, 1], [1, 1]],
+        [[0.3, 1], [0, 1]],
+    ]
+)
+ONES = torch.ones(IDS.shape)
 TEXT = torch.randn(B, DIM, generator=torch.Generator().manual_seed(1))
 ROWS = (slice(0, 4), slice(3, 6))  # of a type in the common table; its first row stands for 0
 
@@ -33,39 +43,44 @@ def learner(seed=0, scale=0.7, **changes):
     return made
 
 
-def prior_by_hand(made, type_number, ids):
-    """P(b | a) of one product's values of a type, averaged over the values."""
+def prior_of_value(made, type_number, value):
+    """P(b | a) of one value of a type; 0 is unknown."""
     senses = made.num_senses
-    known = [i for i in ids if i != 0]
-    uniform = [1 / senses] * senses
     if made.prior == 'learned':
         logits = made.prior_logit[type_number].tolist()
         return [math.exp(x) / sum(map(math.exp, logits)) for x in logits]
-    if made.prior == 'uniform' or not known or not len(made.general) or senses == 1:
-        return uniform
-    counts = list(tiny.VOCAB.counts.values())[type_number]
-    rows = []
-    for i in known:
-        n = counts[i - 1]
-        rows.append([10 / (n + 10)] + [n / (n + 10) / (senses - 1)] * (senses - 1))
-    return [sum(column) / len(rows) for column in zip(*rows, strict=True)]
+    if made.prior == 'uniform' or value == 0 or not len(made.general) or senses == 1:
+        return [1 / senses] * senses
+    n = list(tiny.VOCAB.counts.values())[type_number][value - 1]
+    return [10 / (n + 10)] + [n / (n + 10) / (senses - 1)] * (senses - 1)
+
+
+def prior_by_hand(made, type_number, ids, weights):
+    """P(b) of a type: mean over its known values by CE-Selector's weights, else the unknown's."""
+    known = [(prior_of_value(made, type_number, i), w) for i, w in zip(ids, weights, strict=True) if i]
+    kept = sum(w for _, w in known)
+    if not kept:
+        return prior_of_value(made, type_number, 0)
+    return [sum(w * row[b] for row, w in known) / kept for b in range(made.num_senses)]
 
 
 def by_hand(made, choose):
-    """t' of every product; ``choose(senses, prior, product, type)`` gives the vector z_k."""
+    """t' of every product; ``choose(senses, prior, product, type)`` gives a value's vector z."""
     tables = [*made.general.tolist(), *made.learned.tolist()]
     result = []
     for i, product in enumerate(IDS.tolist()):
-        chosen, known = [], []
+        values = []
         for k, ids in enumerate(product):
-            senses = [
-                references.mean_of_known([[0] * DIM, *table[ROWS[k]][1:]], ids) for table in tables
-            ]
-            chosen.append(choose(senses, prior_by_hand(made, k, ids), i, k))
-            known.append(any(ids))
+            known = []
+            for value, weight in zip(ids, WEIGHTS[i, k].tolist(), strict=True):
+                if value != 0:
+                    senses = [table[ROWS[k]][value] for table in tables]
+                    z = choose(senses, prior_of_value(made, k, value), i, k)
+                    known.append((z, weight))
+            values.append(known)
         result.append(
             references.fuse(
-                TEXT[i].tolist(), chosen, known, WEIGHTS[i].tolist(), made.unknown.tolist(),
+                TEXT[i].tolist(), values, made.unknown.tolist(),
                 (made.hidden.weight.tolist(), made.hidden.bias.tolist()),
                 (made.out.weight.tolist(), made.out.bias.tolist()),
             )
@@ -107,23 +122,73 @@ class TestFusion:
         nobody = torch.zeros_like(IDS)
         blind = made(TEXT, nobody, WEIGHTS)
         torch.testing.assert_close(blind[3], made(TEXT, IDS, WEIGHTS)[3])
-        torch.testing.assert_close(made(TEXT, IDS, torch.zeros(B, K)), blind)
+        torch.testing.assert_close(made(TEXT, IDS, torch.zeros(IDS.shape)), blind)
         before = blind.detach().clone()
         made.unknown.data[0] += 1
         assert not made(TEXT, nobody, WEIGHTS).equal(before)
         full = IDS.clamp(min=1)  # every type known: the unknown row does not count
-        known = made(TEXT, full, torch.ones(B, K))
+        known = made(TEXT, full, ONES)
         made.unknown.data += 1
-        torch.testing.assert_close(made(TEXT, full, torch.ones(B, K)), known)
+        torch.testing.assert_close(made(TEXT, full, ONES), known)
+
+    @pytest.mark.parametrize('settings', SETTINGS, ids=str)
+    @pytest.mark.parametrize('expectation', ['nwgm', 'exact'])
+    def test_a_dropped_value_has_no_say_beside_a_kept_one(self, settings, expectation):
+        made = learner(**settings, expectation=expectation)
+        ids = torch.tensor([[[2, 1], [1, 2]], [[3, 2], [2, 0]]])  # brand 2 is dropped in both
+        weights = torch.tensor([[[0.0, 1], [1, 1]], [[1, 0], [1, 1]]])
+        products, log_prior = made.expand(TEXT[:2], ids, weights)
+        products.square().sum().backward()
+        if len(made.learned):
+            reached = made.learned.grad.abs().sum((0, 2)) > 0
+            assert reached.tolist() == [False, True, False, True, True, True]
+            assert (made.learned.grad[:, 2] == 0).all()
+            made.learned.data[:, 2] += 5
+        made.general[:, 2] -= 3
+        after, prior_after = made.expand(TEXT[:2], ids, weights)
+        assert after.equal(products) and prior_after.equal(log_prior)
+        # where it is kept it does count, and so does a value that is kept
+        assert not made.expand(TEXT[:2], ids, torch.ones_like(weights))[0].equal(products)
+        if len(made.learned):
+            made.learned.data[:, 3] += 5
+        made.general[:, 3] += 5
+        assert not made.expand(TEXT[:2], ids, weights)[0].equal(products)
+
+    @pytest.mark.parametrize('prior', ['uniform', 'frequency', 'learned'])
+    @pytest.mark.parametrize('expectation', ['nwgm', 'exact'])
+    def test_it_does_not_matter_which_value_is_dropped(self, prior, expectation):
+        """All that is left of it is that its type has one more value, an unknown one."""
+        made = learner(prior=prior, expectation=expectation)
+        weights = torch.tensor([[[0.0, 1], [1, 1]]])
+        first, second = (
+            made.expand(TEXT[:1], torch.tensor([[[dropped, 1], [1, 2]]]), weights)
+            for dropped in (2, 3)
+        )
+        assert first[0].equal(second[0]) and first[1].equal(second[1])
+
+    def test_a_dropped_value_counts_as_unknown(self):
+        """u + w (z - u), averaged: half of the type is its unknown row then."""
+        made = learner(num_learned=0)
+        ids, weights = torch.tensor([[[1, 2], [0, 0]]]), torch.tensor([[[1.0, 0], [1, 1]]])
+        found = made(TEXT[:1], ids, weights)
+        z = made.general[0, 1].tolist()
+        expected = references.fuse(
+            TEXT[0].tolist(), [[(z, 1), (made.unknown[0].tolist(), 1)], []],
+            made.unknown.tolist(),
+            (made.hidden.weight.tolist(), made.hidden.bias.tolist()),
+            (made.out.weight.tolist(), made.out.bias.tolist()),
+        )  # fmt: skip
+        torch.testing.assert_close(found[0], torch.tensor(expected), rtol=1e-4, atol=1e-5)
 
     def test_several_values_are_averaged(self):
         made = learner()
         both, first, second = (
-            made.senses(torch.tensor([[ids, [0, 0]]]))[0][0, 0] for ids in ([1, 2], [1, 0], [0, 2])
+            made.senses(torch.tensor([[ids, [0, 0]]]), ONES[:1])[0][0, 0]
+            for ids in ([1, 2], [1, 0], [0, 2])
         )
         torch.testing.assert_close(both, (first + second) / 2)
         swapped = IDS.flip(-1)
-        torch.testing.assert_close(made(TEXT, swapped, WEIGHTS), made(TEXT, IDS, WEIGHTS))
+        torch.testing.assert_close(made(TEXT, swapped, WEIGHTS.flip(-1)), made(TEXT, IDS, WEIGHTS))
 
     def test_products_do_not_meet(self):
         made = learner()
@@ -167,24 +232,30 @@ class TestPrior:
     @pytest.mark.parametrize('settings', SETTINGS, ids=str)
     def test_equals_loops_and_sums_to_one(self, settings):
         made = learner(**settings)
-        senses, prior = made.senses(IDS)
+        senses, prior = made.senses(IDS, WEIGHTS)
         assert senses.shape == (B, K, made.num_senses, DIM)
+        tables = [*made.general.tolist(), *made.learned.tolist()]
         assert prior.shape == (B, K, made.num_senses)
         torch.testing.assert_close(prior.sum(-1), torch.ones(B, K))
         for i, product in enumerate(IDS.tolist()):
             for k, ids in enumerate(product):
-                expected = torch.tensor(prior_by_hand(made, k, ids))
+                expected = torch.tensor(prior_by_hand(made, k, ids, WEIGHTS[i, k].tolist()))
                 torch.testing.assert_close(prior[i, k], expected)
+                for s, table in enumerate(tables):
+                    own = [[0] * DIM, *table[ROWS[k]][1:]]
+                    mean = references.mean_of_known(own, ids, WEIGHTS[i, k].tolist())
+                    torch.testing.assert_close(senses[i, k, s], torch.tensor(mean))
 
     def test_rare_entities_lean_on_the_general_sense(self):
         made = learner(prior='frequency')
-        _, prior = made.senses(torch.tensor([[[1, 0], [0, 0]], [[3, 0], [0, 0]]]))
+        _, prior = made.senses(torch.tensor([[[1, 0], [0, 0]], [[3, 0], [0, 0]]]), ONES[:2])
         assert prior[0, 0].tolist() == pytest.approx([10 / 40, 30 / 40])
         assert prior[1, 0].tolist() == pytest.approx([10 / 12, 2 / 12])
 
     def test_text_has_no_say(self):
         """P(z), never P(z|X): the text is no argument, and the log prior ignores it."""
-        assert list(inspect.signature(EALearner.senses).parameters) == ['self', 'entity_ids']
+        arguments = ['self', 'entity_ids', 'weights']
+        assert list(inspect.signature(EALearner.senses).parameters) == arguments
         for prior in ('uniform', 'frequency', 'learned'):
             made = learner(prior=prior, expectation='exact')
             first = made.expand(TEXT, IDS, WEIGHTS)
@@ -204,7 +275,10 @@ class TestExpand:
             expected = by_hand(made, lambda senses, _, i, k, combo=combo: senses[combo[k]])
             torch.testing.assert_close(products[c], torch.tensor(expected), rtol=1e-4, atol=1e-5)
             for i, product in enumerate(IDS.tolist()):
-                by_type = [prior_by_hand(made, k, ids)[combo[k]] for k, ids in enumerate(product)]
+                by_type = [
+                    prior_by_hand(made, k, ids, WEIGHTS[i, k].tolist())[combo[k]]
+                    for k, ids in enumerate(product)
+                ]
                 assert log_prior[c, i].exp().item() == pytest.approx(math.prod(by_type), rel=1e-5)
 
     @pytest.mark.parametrize('general', [True, False])
@@ -230,7 +304,7 @@ class TestExpand:
         made.hidden.bias.data += 12
         made.out.bias.data -= 12 * made.out.weight.sum(1)
         text, weights = TEXT.double(), WEIGHTS.double()
-        gallery = F.normalize(torch.randn(7, DIM, dtype=torch.float64), dim=-1)
+        gallery = 3 * F.normalize(torch.randn(7, DIM, dtype=torch.float64), dim=-1)
         versions, log_prior = made.expand(text, IDS, weights)
         mean_vector = made(text, IDS, weights)
         prior = log_prior.exp()[..., None]  # (C, B, 1)
@@ -249,7 +323,7 @@ class TestExpand:
     def loss(self, made, seed):
         torch.manual_seed(seed)
         image = F.normalize(torch.randn(B, DIM, generator=torch.Generator().manual_seed(3)), dim=-1)
-        products, log_prior = made.expand(TEXT, IDS, torch.ones(B, K))
+        products, log_prior = made.expand(TEXT, IDS, ONES)
         ids = torch.arange(B)
         value = InfoNCE()(
             image, F.normalize(products, dim=-1), log_prior, torch.tensor(1.5), ids, ids
@@ -351,9 +425,42 @@ class TestGeneralSense:
             tokens = torch.from_numpy(model.tokenizer(dict(description=name)).text)[None]
             expected = model.towers.encode_text(tokens)[0]
             torch.testing.assert_close(model.learner.general[0, row], expected)
-            for sense in model.learner.learned:
-                assert sense[row].equal(model.learner.general[0, row])
+            first, second = model.learner.learned[:, row]
+            assert first.equal(model.learner.general[0, row])
+            # the second begins near it, but not on it
+            assert 0 < (second - first).norm() < 0.3 * first.norm()
         assert (model.learner.general[:, 0] == 0).all() and (model.learner.learned[:, 0] == 0).all()
+
+    def test_noise_is_seeded(self):
+        features = torch.randn(5, DIM)
+        learners = [EALearner(tiny.VOCAB, DIM, num_learned=3) for _ in range(2)]
+        torch.manual_seed(3)
+        expected = torch.rand(1)
+        torch.manual_seed(3)
+        learners[0].set_general_sense(features)
+        assert torch.rand(1) == expected  # no draw from the global generator
+        learners[1].set_general_sense(features)
+        senses = learners[0].learned
+        assert senses.equal(learners[1].learned)
+        spread = 0.1 * features.std().item()
+        for a, b in itertools.combinations(senses, 2):
+            assert 0.5 * spread < (a - b)[1:].std().item() < 2.5 * spread
+
+    @pytest.mark.parametrize(
+        'settings', [dict(expectation='exact'), dict(prior='learned')], ids=str
+    )
+    def test_two_learned_senses_differ_in_gradient_after_a_step(self, settings):
+        """From the contrastive loss alone; L_ent reads only the last of them."""
+        model = tiny.model(
+            learner=dict(type='EALearner', num_learned=2, **settings), entity_loss_weight=0
+        )
+        data = tiny.batch(model)
+        # the first step moves W_o, the second a learned prior
+        tiny.train(model, data, steps=1 if settings.get('expectation') else 2)
+        model.zero_grad()
+        tiny.total(model(**data, mode='loss')).backward()
+        first, second = model.learner.learned.grad
+        assert first.norm() > 0 and (first - second).norm() > 1e-3 * first.norm()
 
     def test_it_stays_while_the_rest_learns(self):
         model = tiny.model()
@@ -393,5 +500,5 @@ class TestArguments:
         assert made.hidden.out_features == 2 * DIM and made.num_senses == 2
         one = EALearner(EntityVocab(dict(brand=('A',)), dict(brand=(1,))), DIM)
         ids = torch.tensor([[[1]], [[0]]])
-        assert one(TEXT[:2], ids, torch.ones(2, 1)).shape == (2, DIM)
+        assert one(TEXT[:2], ids, torch.ones(2, 1, 1)).shape == (2, DIM)
         assert one.entity_loss(TEXT[:2], ids) == 0  # one class is no question

@@ -11,13 +11,14 @@ import tiny
 import torch
 from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
+from PIL import Image
 
 from eiclip_mm.datasets import FashionGen
 from eiclip_mm.datasets.synthetic import FILES, write_mini_fashiongen
-from eiclip_mm.engine import CausalEffectHook, ImageFeatureCache
+from eiclip_mm.engine import CausalEffectHook, ImageFeatureCache, TowerLrConstructor
 from eiclip_mm.engine.hooks import effect_table
 from eiclip_mm.models.checkpoints import read_towers
-from eiclip_mm.registry import OPTIM_WRAPPERS
+from eiclip_mm.registry import OPTIM_WRAPPERS, TRANSFORMS
 from eiclip_mm.structures import EntityVocab
 
 TYPES = ('brand', 'composition')
@@ -197,7 +198,7 @@ class TestCausalEffectHook:
 
     def test_measured_with_the_model_as_it_is(self, make_runner, monkeypatch, tmp_path):
         """The batches it sees are the whole slice, as the validation loader would load it."""
-        runner = make_runner(hooks=(), model=self.EFFECT)
+        runner = make_runner(epochs=2, hooks=(), model=self.EFFECT)
         hook = CausalEffectHook(begin=1)
         hook.before_train(runner)
         hook.before_train_epoch(runner)  # epoch 0: not yet
@@ -222,13 +223,19 @@ class TestCausalEffectHook:
     def test_no_validation_is_refused(self, make_runner):
         none = dict(val_dataloader=None, val_evaluator=None, val_cfg=None, default_hooks={})
         runner = make_runner(model=self.EFFECT, hooks=(), **none)
-        with pytest.raises(ValueError, match=r"fold='select' \(now fold=None\)"):
+        with pytest.raises(ValueError, match='needs validation: train without --no-validate'):
             CausalEffectHook(begin=1).before_train(runner)
 
     def test_other_selectors_are_refused(self, make_runner):
-        runner = make_runner(hooks=())
+        runner = make_runner(epochs=2, hooks=())
         with pytest.raises(ValueError, match=r"type='EffectCESelector'.*\(now GatedCESelector\)"):
             CausalEffectHook(begin=1).before_train(runner)
+
+    def test_a_run_that_ends_before_is_refused(self, make_runner):
+        runner = make_runner(epochs=2, model=self.EFFECT, hooks=())
+        with pytest.raises(ValueError, match=r'before epoch 2.* ends after 2: lower begin or'):
+            CausalEffectHook(begin=2).before_train(runner)
+        CausalEffectHook(begin=1).before_train(runner)
 
     def test_an_untrained_model_is_refused(self):
         with pytest.raises(ValueError, match='an untrained model shows no effect; got 0'):
@@ -328,6 +335,28 @@ class TestImageFeatureCache:
         assert added(towers=dict(std=(0.5, 0.5, 0.5))) == 1
         assert added(towers=dict(model=other_pool)) == 1
 
+    def test_a_photo_replaced_in_place_gives_a_new_name(self, make_runner, tmp_path):
+        photo, folder = tmp_path / 'photo.png', tmp_path / 'cache'
+        runner = self.runner(make_runner)
+        dataset = runner.val_dataloader.dataset
+        photos = {(str(photo),): dict(img_path=str(photo))}
+        dataset.images = lambda: photos
+
+        def fill(colour, time, size=40):
+            Image.new('RGB', (size, size), colour).save(photo, compress_level=0)
+            os.utime(photo, ns=(time, time))
+            dataset.pipeline.transforms[0] = TRANSFORMS.build(FEATURES[0])  # as in a new run
+            before = self.names(folder)
+            ImageFeatureCache(folder).before_val(runner)
+            return self.names(folder) - before
+
+        second = 10**9
+        (first,) = fill('red', second)
+        (other,) = fill('blue', 2 * second)  # of the same size in bytes
+        assert not np.array_equal(np.load(folder / first), np.load(folder / other))
+        assert len(fill('blue', 2 * second, size=48)) == 1  # at the same time
+        assert not fill('red', second)  # nothing that the name would tell
+
     def test_rests_of_a_killed_run_are_harmless(self, make_runner, tmp_path):
         runner = self.runner(make_runner)
         ImageFeatureCache(tmp_path / 'whole').before_val(runner)
@@ -340,10 +369,14 @@ class TestImageFeatureCache:
         assert (np.load(folder / path.name) == np.load(path)).all()
         # and a run that stops half way leaves no file that looks whole
         runner = self.runner(make_runner, work_dir='stopped')
-        images = runner.val_dataloader.dataset.images() | {('x', 0): dict(h5_path='x', row=0)}
+        broken = tmp_path / 'broken.h5'
+        broken.write_bytes(b'no photos')
+        broken = {(str(broken), 0): dict(h5_path=str(broken), row=0)}
+        images = runner.val_dataloader.dataset.images() | broken
         runner.val_dataloader.dataset.images = lambda: images
-        with pytest.raises(OSError, match='x'):
+        with pytest.raises(OSError, match='file signature not found'):
             ImageFeatureCache(tmp_path / 'stopped', batch_size=2).before_val(runner)
+        assert list((tmp_path / 'stopped').glob('*.tmp'))  # it had begun
         assert not self.names(tmp_path / 'stopped')
 
     @pytest.mark.filterwarnings('ignore:Importing from timm.models.helpers:FutureWarning')
@@ -415,3 +448,41 @@ class TestAutocast:
         assert not same(before, after) and all(
             value.isfinite().all() for value in after.values() if value.is_floating_point()
         )
+
+
+def test_rates_by_prefix_and_no_decay_for_what_is_no_weight_matrix():
+    network = tiny.model()
+    constructor = TowerLrConstructor(
+        dict(type='OptimWrapper', optimizer=dict(type='AdamW', lr=1e-3, weight_decay=0.1)),
+        dict(lr_mult={'towers': 0.1, 'towers.clip.logit_scale': 0.5}),
+    )
+    groups = constructor(network).optimizer.param_groups
+    found = {
+        id(p): (group['lr'], group['weight_decay']) for group in groups for p in group['params']
+    }
+    named = dict(network.named_parameters())
+    assert len(found) == sum(p.requires_grad for p in named.values())
+    expected = {
+        'towers.clip.visual.conv1.weight': (1e-4, 0.1),
+        'towers.clip.visual.class_embedding': (1e-4, 0.0),
+        'towers.clip.visual.positional_embedding': (1e-4, 0.0),
+        'towers.clip.token_embedding.weight': (1e-4, 0.0),
+        'towers.clip.transformer.resblocks.0.ln_1.weight': (1e-4, 0.0),
+        'towers.clip.transformer.resblocks.0.attn.in_proj_bias': (1e-4, 0.0),
+        'towers.clip.logit_scale': (5e-4, 0.0),
+        'learner.hidden.weight': (1e-3, 0.1),
+        'learner.hidden.bias': (1e-3, 0.0),
+        'learner.learned': (1e-3, 0.0),
+        'learner.unknown': (1e-3, 0.0),
+    }
+    for name, (rate, decay) in expected.items():
+        assert found[id(named[name])] == (pytest.approx(rate), decay), name
+
+
+def test_a_prefix_that_fits_nothing_is_refused():
+    constructor = TowerLrConstructor(
+        dict(type='OptimWrapper', optimizer=dict(type='AdamW', lr=1e-3)),
+        dict(lr_mult={'tower.clip': 0.1}),
+    )
+    with pytest.raises(ValueError, match=r"lr_mult \['tower.clip'\] fits no parameter"):
+        constructor(tiny.model())

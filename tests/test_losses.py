@@ -297,7 +297,7 @@ def test_every_learned_part_is_in_the_loss():
         tiny.randomised(learner)
         image = F.normalize(torch.randn(6, 4), dim=-1)
         ids = torch.tensor([[[1, 0], [2, 1]]] * 3 + [[[3, 2], [0, 0]]] * 3)
-        products, log_prior = learner.expand(torch.randn(6, 4), ids, torch.ones(6, 2))
+        products, log_prior = learner.expand(torch.randn(6, 4), ids, torch.ones(ids.shape))
         loss = InfoNCE()(
             image, F.normalize(products, dim=-1), log_prior, torch.tensor(2.0),
             torch.arange(6), torch.arange(6),

@@ -206,17 +206,17 @@ def test_new_options_need_a_plus_and_tokenizers_change_together():
         from _cli import checked_options
     finally:
         sys.path.pop(0)
-    cfg = Config(dict(model=dict(a=1), hooks=[dict(b=2)]))
+    cfg = Config(dict(model=dict(a=1), custom_hooks=[dict(b=2)]))
     assert checked_options(cfg, {'+model.new.deep': 3}) == {'model.new.deep': 3}
-    assert checked_options(cfg, {'hooks.0.b': 3}) == {'hooks.0.b': 3}
+    assert checked_options(cfg, {'custom_hooks.0.b': 3}) == {'custom_hooks.0.b': 3}
     tokenizer = dict(tokenizer=dict(mention='keep'))
     cfg = Config(
         dict(tokenizer, model=tokenizer, **{loader: dict(dataset=tokenizer) for loader in LOADERS})
     )
     assert len(checked_options(cfg, {'tokenizer.mention': 'cut'})) == 5
-    cfg = Config(dict(hooks=[dict(b=2)]))
-    with pytest.raises(SystemExit, match=r'write \+hooks.1.b'):
-        checked_options(cfg, {'hooks.1.b': 3})
+    cfg = Config(dict(custom_hooks=[dict(b=2)]))
+    with pytest.raises(SystemExit, match=r'write \+custom_hooks.1.b'):
+        checked_options(cfg, {'custom_hooks.1.b': 3})
 
 
 def test_absent_files_are_named(tmp_path):
@@ -237,3 +237,33 @@ def test_baseline_family_trains_in_bfloat16_and_is_tested_untrained(mini, tmp_pa
     steps = losses(tmp_path / 'work')
     assert steps[max(steps)] < steps[1]
     assert after['full/first-image/SumR'] != before['full/first-image/SumR']
+
+
+def test_a_checkpoint_of_another_row_is_refused(trained, mini, tmp_path):
+    _, work = trained
+    for name, sentence in (
+        ('configs/baselines/clip-meta_fashiongen_mini.py', 'unexpected key in source state_dict'),
+        (
+            'configs/baselines/clip_fashiongen_mini.py',
+            'the checkpoint was trained on texts read as',
+        ),
+    ):
+        config = write_config(name, mini, tmp_path)
+        output = run('tools/test.py', config, str(work / 'epoch_2.pth'), ok=False)
+        assert sentence in output
+
+
+def test_more_epochs_stretch_the_schedule(mini, tmp_path):
+    sys.path.insert(0, str(ROOT / 'tools'))
+    try:
+        from _cli import stretch_schedule
+    finally:
+        sys.path.pop(0)
+    cfg = Config.fromfile(ROOT / EI)
+    cfg.train_cfg.max_epochs = 20
+    stretch_schedule(cfg, 10)
+    warmup, cosine = cfg.param_scheduler
+    assert (cosine.end, cosine.T_max) == (20, 20)
+    assert warmup.end == 16
+    output = run('tools/train.py', EI, '--cfg-options', 'max_epochs=20', ok=False)
+    assert "'max_epochs' is no setting of a run" in output

@@ -1,12 +1,20 @@
 """What train.py and test.py share: reading a config, overriding it, starting processes."""
 
 import argparse
+import inspect
 import os
 from pathlib import Path
 
 import torch
 from mmengine.config import Config, DictAction
+from mmengine.runner import Runner
 
+SETTINGS = (
+    *(name for name in inspect.signature(Runner.__init__).parameters if name != 'self'),
+    'auto_scale_lr',
+    'find_unused_parameters',
+    'model_wrapper_cfg',
+)
 LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 
 
@@ -29,7 +37,11 @@ def read_config(args: argparse.Namespace) -> Config:
     if not Path(args.config).is_file():
         raise SystemExit(f'config {args.config} does not exist.')
     cfg = Config.fromfile(args.config)
+    epochs = cfg.train_cfg.get('max_epochs')
     cfg.merge_from_dict(checked_options(cfg, args.cfg_options or {}))
+    stretch_schedule(cfg, epochs)
+    if 'views' in cfg.train_dataloader.dataset:  # views and crops follow the run's seed
+        cfg.train_dataloader.dataset.setdefault('seed', cfg.randomness.seed)
     cfg.launcher = args.launcher
     cfg.work_dir = args.work_dir or cfg.get('work_dir', f'work_dirs/{Path(args.config).stem}')
     check_tokenizers(cfg)
@@ -48,6 +60,12 @@ def checked_options(cfg: Config, options: dict) -> dict:
     """
     checked = {}
     for key, value in everywhere(options).items():
+        top = key.lstrip('+').split('.')[0]
+        if top not in (*SETTINGS, 'tokenizer'):
+            raise SystemExit(
+                f'--cfg-options {key}: {top!r} is no setting of a run, it only helps to write the '
+                f'config; override the value where it is used. Settings are {SETTINGS}.'
+            )
         node, path = cfg, key.lstrip('+').split('.')
         for i, name in enumerate(path):
             if isinstance(node, (list, tuple)) and name.isdigit() and int(name) < len(node):
@@ -64,6 +82,14 @@ def checked_options(cfg: Config, options: dict) -> dict:
                 )
         checked[key.lstrip('+')] = value
     return checked
+
+
+def stretch_schedule(cfg: Config, epochs: int | None) -> None:
+    """Let schedules that end with training end with it when the number of epochs is overridden."""
+    for scheduler in cfg.get('param_scheduler') or ():
+        if scheduler.get('by_epoch', True) and scheduler.get('end') == epochs:
+            for key in {'end', 'T_max'} & {k for k, v in scheduler.items() if v == epochs}:
+                scheduler[key] = cfg.train_cfg.max_epochs
 
 
 def everywhere(options: dict) -> dict:
@@ -88,6 +114,12 @@ def check_tokenizers(cfg: Config) -> None:
         return {k: v for k, v in dict(tokenizer).items() if k != 'tags'}
 
     model = cfg.model.get('tokenizer')
+    towers = cfg.model.get('towers', {}).get('model')
+    if model is not None and towers is not None and model['model'] != towers:
+        raise SystemExit(
+            f'model.tokenizer.model is {model["model"]} but model.towers.model is {towers}; '
+            'texts must be cut into the sub-words of the towers.'
+        )
     for name in LOADERS:
         dataset = (cfg.get(name) or {}).get('dataset', {})
         if model is None or dataset.get('tokenizer') is None:

@@ -20,6 +20,7 @@ DATA = Path('data/mini_fashiongen')
 GENERAL = 'configs/clip_general_mini.py'
 ROWS = {
     'CLIP, fine-tuned on the description (row 2)': 'configs/baselines/clip_fashiongen_mini.py',
+    'CLIP, metadata in front of the text (row 3)': 'configs/baselines/clip-meta_fashiongen_mini.py',
     'EI-CLIP (row 5)': 'configs/eiclip_fashiongen_mini.py',
 }
 SHOWN = re.compile(r'Epoch\(train\) +\[(\d+)\].*eta: ([\d:]+).* loss: ([\d.]+)')

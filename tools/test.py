@@ -30,12 +30,15 @@ def main() -> None:
     if args.checkpoint.lower() != 'none':
         if not Path(args.checkpoint).is_file():
             raise SystemExit(f'checkpoint {args.checkpoint} does not exist.')
-        cfg.load_from = args.checkpoint
         # The checkpoint holds all weights: where the towers came from need not exist any more.
         cfg.model.towers.pretrained = cfg.model.towers.image_weights = None
-    cfg.test_evaluator.out = args.out
+    if args.out:
+        cfg.test_evaluator.out = args.out
     start_processes(cfg)
     runner = Runner.from_cfg(cfg)
+    if args.checkpoint.lower() != 'none':
+        # Not cfg.load_from, which only logs weights that are missing or do not fit.
+        runner.load_checkpoint(args.checkpoint, strict=True)
     results = runner.test()
     if is_main_process():
         path = Path(cfg.work_dir) / 'test_results.json'

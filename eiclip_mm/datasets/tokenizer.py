@@ -245,6 +245,11 @@ class EntityTokenizer:
                 )
         return clean_text(' '.join(parts))
 
+    @property
+    def reading(self) -> dict:
+        """How a product becomes text and ids, as plain JSON; models keep it in checkpoints."""
+        return dict(fields=list(self.fields), mention=self.mention, max_values=self.max_values)
+
     @cached_property
     def extra_tokens(self) -> list[list[int]]:
         """For each token beyond the model's own, the sub-words its embedding starts from.

@@ -3,7 +3,7 @@
 import mmpretrain.engine  # noqa: F401  (fills the parent registries; a child does not)
 
 from .hooks import CausalEffectHook, ImageFeatureCache, PlainCheckpointHook, StepSeedHook
-from .optim import AutocastOptimWrapper
+from .optim import AutocastOptimWrapper, TowerLrConstructor
 
 __all__ = [
     'AutocastOptimWrapper',
@@ -11,4 +11,5 @@ __all__ = [
     'ImageFeatureCache',
     'PlainCheckpointHook',
     'StepSeedHook',
+    'TowerLrConstructor',
 ]

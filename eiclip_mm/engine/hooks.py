@@ -80,6 +80,8 @@ class CausalEffectHook(Hook):
         """Check what would otherwise fail an epoch late."""
         loader = getattr(runner.val_loop, 'dataloader', None)
         fold = getattr(getattr(loader, 'dataset', None), 'fold', None)
+        if loader is None:
+            raise ValueError('CausalEffectHook needs validation: train without --no-validate.')
         if fold != 'select':
             raise ValueError(
                 'CausalEffectHook measures on the products of val_dataloader, which must be a '
@@ -139,7 +141,8 @@ class ImageFeatureCache(Hook):
 
     Serves the data sets whose pipeline begins with ``LoadImageFeature``. Features are
     kept in ``folder`` under a name that hashes the trunk and its weights, mean and std of the
-    pixels, the loading pipeline and the list of photos, so runs that agree in these share them.
+    pixels, the loading pipeline and the photos (path, size, time), so runs that agree in these
+    share them.
 
     Args:
         folder: where the ``.npy`` files go.
@@ -179,7 +182,9 @@ class ImageFeatureCache(Hook):
             )
         images = dataset.images()
         tensors = [*trunk.state_dict().values(), towers.mean, towers.std]
-        name = _digest(tensors, repr(trunk), transform.pipeline, list(images))
+        files = sorted({key[0] for key in images})
+        stats = [(os.stat(f).st_size, os.stat(f).st_mtime_ns) for f in files]
+        name = _digest(tensors, repr(trunk), transform.pipeline, list(images), stats)
         path = self.folder / f'{name}.npy'
         if not path.is_file() and is_main_process():
             self._write(path, towers, transform.pipeline, list(images.values()), loader.num_workers)

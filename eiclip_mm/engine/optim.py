@@ -1,12 +1,13 @@
-"""Mixed precision where mmengine's own wrapper refuses to run."""
+"""Which parameters learn at which rate and decay; mixed precision on any device."""
 
 from contextlib import contextmanager
 
 import torch
-from mmengine.optim import OptimWrapper
+from mmengine.optim import DefaultOptimWrapperConstructor, OptimWrapper
 from mmengine.runner.amp import autocast
+from torch import nn
 
-from eiclip_mm.registry import OPTIM_WRAPPERS
+from eiclip_mm.registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS
 
 
 @OPTIM_WRAPPERS.register_module()
@@ -29,3 +30,44 @@ class AutocastOptimWrapper(OptimWrapper):
         """Gradient accumulation's context, with autocast."""
         with super().optim_context(model), autocast(dtype=self.cast_dtype):
             yield
+
+
+@OPTIM_WRAPPER_CONSTRUCTORS.register_module()
+class TowerLrConstructor(DefaultOptimWrapperConstructor):
+    """Learning rates by prefix of the parameter's name; weight decay for weight matrices alone.
+
+    Nothing decays that is a norm, a bias, the temperature or an embedding (of tokens, places,
+    classes, entities). mmengine's constructor decays what a ``custom_keys`` entry matches, norms
+    included.
+
+    Args (``paramwise_cfg``):
+        lr_mult: factors of the learning rate, by prefix; the longest that fits holds, e.g.
+            ``{'towers': 0.1, 'towers.clip.logit_scale': 1.0}``.
+    """
+
+    EMBEDDINGS = ('embedding', 'pos_embed', 'cls_token', 'learner.learned', 'learner.unknown')
+
+    def add_params(self, params: list, module: nn.Module, **kwargs) -> None:
+        """Fill ``params`` with one group for each rate and decay."""
+        lr_mult = self.paramwise_cfg.get('lr_mult', {})
+        names = [name for name, _ in module.named_parameters()]
+        idle = [prefix for prefix in lr_mult if not any(n.startswith(prefix) for n in names)]
+        if idle:
+            raise ValueError(f'lr_mult {idle} fits no parameter; they begin with {names[:3]}, ….')
+        tables = {id(m.weight) for m in module.modules() if isinstance(m, nn.Embedding)}
+        groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+        for name, parameter in module.named_parameters():
+            if not parameter.requires_grad:
+                continue
+            prefix = max((p for p in lr_mult if name.startswith(p)), key=len, default=None)
+            decays = parameter.ndim >= 2 and id(parameter) not in tables
+            decays = decays and not name.endswith(self.EMBEDDINGS)
+            groups.setdefault((lr_mult.get(prefix, 1.0), decays), []).append(parameter)
+        for (factor, decays), members in groups.items():
+            params.append(
+                dict(
+                    params=members,
+                    lr=self.base_lr * factor,
+                    weight_decay=(self.base_wd or 0) * decays,
+                )
+            )

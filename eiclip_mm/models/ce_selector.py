@@ -1,7 +1,7 @@
 """CE-Selector: which entities are intervened on.
 
 Every selector takes the text features t (B, D) and the entity ids (B, K, M) and gives weights
-w (B, K) in [0, 1]: 1, the entity enters EA-Learner; 0, it is treated as unknown.
+w (B, K, M) in [0, 1]: 1, the entity enters EA-Learner; 0, it is treated as unknown.
 
 Source: that a selector picks the entities that matter is the poster's ("meta data contributes
 unevenly"); each way to pick them below is ours.
@@ -39,18 +39,23 @@ class EntityTable(nn.Module):
         """(B, K, M) entity ids -> (B, K, M) rows of the common table."""
         return torch.where(entity_ids == UNKNOWN, 0, entity_ids + self.first[:, None])
 
-    def mean(self, values: Tensor, entity_ids: Tensor) -> Tensor:
+    def share(self, entity_ids: Tensor) -> Tensor:
+        """(B, K, M) share of each known value in its type: a sum of 1, or of 0 if none is known."""
+        known = entity_ids != UNKNOWN  # (B, K, M)
+        return known / known.sum(-1, keepdim=True).clamp(min=1)
+
+    def mean(self, values: Tensor, entity_ids: Tensor, weights: Tensor | float = 1.0) -> Tensor:
         """Mean of a table's rows over the known values of each type, 0 where none is known.
 
         Args:
             values: (N + 1, E) one row an entity.
             entity_ids: (B, K, M).
+            weights: (B, K, M) factor of each value's row.
 
         Returns:
             (B, K, E)
         """
-        known = entity_ids != UNKNOWN  # (B, K, M)
-        share = known / known.sum(-1, keepdim=True).clamp(min=1)  # (B, K, M)
+        share = self.share(entity_ids) * weights  # (B, K, M)
         rows = F.embedding(self.rows(entity_ids), values)  # (B, K, M, E)
         return (share[..., None].to(rows.dtype) * rows).sum(2)
 
@@ -68,7 +73,7 @@ class CESelector(nn.Module):
         self.table = EntityTable(vocab)
 
     def forward(self, text: Tensor, entity_ids: Tensor) -> Tensor:
-        """(B, D) text features and (B, K, M) entity ids -> (B, K) weights in [0, 1]."""
+        """(B, D) text features and (B, K, M) entity ids -> (B, K, M) weights in [0, 1]."""
         raise NotImplementedError
 
     def penalty(self) -> Tensor | None:
@@ -82,7 +87,7 @@ class KeepAll(CESelector):
 
     def forward(self, text: Tensor, entity_ids: Tensor) -> Tensor:
         """See :class:`CESelector`."""
-        return text.new_ones(entity_ids.shape[:2])
+        return text.new_ones(entity_ids.shape)
 
 
 @MODELS.register_module()
@@ -91,7 +96,7 @@ class KeepNone(CESelector):
 
     def forward(self, text: Tensor, entity_ids: Tensor) -> Tensor:
         """See :class:`CESelector`."""
-        return text.new_zeros(entity_ids.shape[:2])
+        return text.new_zeros(entity_ids.shape)
 
 
 @MODELS.register_module()
@@ -129,7 +134,7 @@ class GatedCESelector(CESelector):
 
     def forward(self, text: Tensor, entity_ids: Tensor) -> Tensor:
         """See :class:`CESelector`."""
-        return self.table.mean(self.gates()[:, None], entity_ids)[..., 0]
+        return self.gates()[self.table.rows(entity_ids)]
 
     def penalty(self) -> Tensor:
         """See :class:`CESelector`."""
@@ -168,7 +173,7 @@ class EffectCESelector(CESelector):
 
     def forward(self, text: Tensor, entity_ids: Tensor) -> Tensor:
         """See :class:`CESelector`."""
-        return self.table.mean(self.weight[:, None], entity_ids)[..., 0]
+        return self.weight[self.table.rows(entity_ids)]
 
     @torch.no_grad()
     def choose(self, model: nn.Module, batches: Iterable[dict]) -> list[dict]:

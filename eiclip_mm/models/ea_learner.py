@@ -7,8 +7,9 @@ that never looks at the text X,
     z̄_k = Σ_b P(b | a_k) g(a_k, b)
     t' = t + W_o GELU(W_1 [t; u_1 + w_1 (z̄_1 - u_1); ...; u_K + w_K (z̄_K - u_K)])
 
-where w are CE-Selector's weights and u_k stands for an unknown entity of type k. W_o and u start at
-zero: at step 0 the model is CLIP to the bit.
+where w are CE-Selector's weights and u_k stands for an unknown entity of type k; a type with
+several values is the mean of u + w (z̄ - u) over them. W_o and u start at zero: at step 0 the
+model is CLIP to the bit.
 
 Source: that entities get encoders of their own is the poster's ("entity-aware learning"), that
 metadata and text must not share one encoder is the patent's; senses, prior, fusion and the
@@ -107,6 +108,11 @@ class EALearner(nn.Module):
         """
         self.general[:, 1:] = features
         self.learned[:, 1:] = features
+        if len(self.learned) > 1:  # equal senses would have equal gradients for ever
+            noise = torch.randn(
+                self.learned[1:, 1:].shape, generator=torch.Generator().manual_seed(0)
+            )
+            self.learned[1:, 1:] += 0.1 * features.std() * noise.to(features.device)
 
     def forward(self, text: Tensor, entity_ids: Tensor, weights: Tensor) -> Tensor:
         """Fuse entities into the text, expectation over senses inside (nwgm).
@@ -114,13 +120,18 @@ class EALearner(nn.Module):
         Args:
             text: (B, D) t.
             entity_ids: (B, K, M).
-            weights: (B, K) of CE-Selector.
+            weights: (B, K, M) of CE-Selector.
 
         Returns:
             (B, D) t', not normalised.
         """
-        senses, prior = self.senses(entity_ids)
-        mean = torch.einsum('bks,bksd->bkd', prior.to(senses.dtype), senses)
+        if self.prior == 'frequency':  # each entity has a prior of its own
+            tables = torch.cat([self.general, self.learned])  # (S, N + 1, D)
+            expected = torch.einsum('ns,snd->nd', self._frequency_prior(), tables)
+            mean = self.table.mean(expected, entity_ids, weights)
+        else:
+            senses, prior = self.senses(entity_ids, weights)
+            mean = torch.einsum('bks,bksd->bkd', prior.to(senses.dtype), senses)
         return self._fuse(text, mean, entity_ids, weights)
 
     def expand(self, text: Tensor, entity_ids: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
@@ -131,7 +142,7 @@ class EALearner(nn.Module):
         """
         if self.expectation == 'nwgm':
             return self(text, entity_ids, weights)[None], text.new_zeros(1, len(text))
-        senses, prior = self.senses(entity_ids)  # (B, K, S, D), (B, K, S)
+        senses, prior = self.senses(entity_ids, weights)  # (B, K, S, D), (B, K, S)
         num_types = entity_ids.shape[1]
         enumerate_all = self.num_senses**num_types <= self.max_combinations
         if enumerate_all:
@@ -156,17 +167,18 @@ class EALearner(nn.Module):
         products = torch.stack([self._fuse(text, z, entity_ids, weights) for z in chosen])
         return products, log_prior
 
-    def senses(self, entity_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Senses g (B, K, S, D) and prior P(b | a) (B, K, S); several values are averaged."""
+    def senses(self, entity_ids: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """Senses w g (B, K, S, D) and prior P(b | a) (B, K, S); several values are averaged."""
         tables = (*self.general, *self.learned)  # S of (N + 1, D)
-        senses = torch.stack([self.table.mean(t, entity_ids) for t in tables], dim=2)
+        senses = torch.stack([self.table.mean(t, entity_ids, weights) for t in tables], dim=2)
         if self.prior == 'uniform':
             prior = senses.new_full(senses.shape[:3], 1 / self.num_senses)
         elif self.prior == 'learned':
             prior = self.prior_logit.softmax(-1).expand(len(senses), -1, -1)
         else:
-            prior = self.table.mean(self._frequency_prior(), entity_ids)
-            prior = torch.where(prior.sum(-1, keepdim=True) > 0, prior, 1 / self.num_senses)
+            prior = self.table.mean(self._frequency_prior(), entity_ids, weights)
+            total = prior.sum(-1, keepdim=True)  # the share that CE-Selector keeps
+            prior = torch.where(total > 0, prior / total.clamp(min=1e-6), 1 / self.num_senses)
         return senses, prior
 
     def _frequency_prior(self) -> Tensor:
@@ -177,10 +189,8 @@ class EALearner(nn.Module):
         return torch.stack([1 - learned] + [learned / num_learned] * num_learned, dim=1)
 
     def _fuse(self, text: Tensor, sense: Tensor, entity_ids: Tensor, weights: Tensor) -> Tensor:
-        known = (entity_ids != UNKNOWN).any(-1) * weights  # (B, K)
-        entities = torch.lerp(
-            self.unknown.to(sense.dtype).expand_as(sense), sense, known[..., None].to(sense.dtype)
-        )
+        kept = (self.table.share(entity_ids) * weights).sum(-1, keepdim=True)  # (B, K, 1)
+        entities = sense + (1 - kept.to(sense.dtype)) * self.unknown  # (B, K, D)
         hidden = self.hidden(torch.cat([text, entities.flatten(1)], dim=1))
         return text + self.out(F.gelu(hidden))
 

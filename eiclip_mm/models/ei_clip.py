@@ -78,12 +78,18 @@ class OpenCLIP(BaseModel):
         return dict(loss_contrast=loss, logit_scale=log_scale.detach().exp())
 
     def get_extra_state(self) -> Tensor:
-        """The vocabulary, as bytes of JSON: a checkpoint says what its entity ids mean."""
-        text = json.dumps(self.vocab.to_dict())
+        """Vocabulary and reading of texts, as bytes of JSON: what the ids of a checkpoint mean."""
+        text = json.dumps(self.vocab.to_dict() | dict(reading=self.tokenizer.reading))
         return torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
 
     def set_extra_state(self, state: Tensor) -> None:
-        """Refuse a checkpoint whose entity ids mean something else."""
+        """Refuse a checkpoint whose entity ids mean something else, or that read other texts."""
+        reading = json.loads(bytes(state.cpu().tolist())).get('reading')
+        if reading != self.tokenizer.reading:
+            raise ValueError(
+                f'the checkpoint was trained on texts read as {reading}, here the tokenizer reads '
+                f'{self.tokenizer.reading}. Take the config that the checkpoint was trained with.'
+            )
         vocab = vocab_of_state(state)
         # dicts may be equal in another order, but the types' order numbers the columns
         if vocab != self.vocab or vocab.types != self.vocab.types:
@@ -146,13 +152,13 @@ class EICLIP(OpenCLIP):
     def encode_product(self, text: Tensor, entity_ids: Tensor) -> Tensor:
         """(B, D) unit length: one vector, so that products can be indexed."""
         text = self.towers.encode_text(text)  # (B, D)
-        weights = self.selector(text, entity_ids)  # (B, K)
+        weights = self.selector(text, entity_ids)  # (B, K, M)
         return F.normalize(self.learner(text, entity_ids, weights), dim=-1)
 
     def losses(self, image: Tensor, text: Tensor, entity_ids: Tensor, ids: dict) -> dict:
         """L = ½(L_i2t + L_t2i) + λ_ent L_ent + λ_0 L_0."""
         text = self.towers.encode_text(text)  # (B, D)
-        weights = self.selector(text, entity_ids)  # (B, K)
+        weights = self.selector(text, entity_ids)  # (B, K, M)
         product, log_prior = self.learner.expand(text, entity_ids, weights)  # (C, B, D), (C, B)
         losses = self.contrast(image, F.normalize(product, dim=-1), log_prior, ids)
         if self.entity_loss_weight:

@@ -89,8 +89,8 @@ class InfoNCE(nn.Module):
     """Symmetric multi-positive InfoNCE; see the formula at the top of this file.
 
     Args:
-        same_text: products with the same text count as positives of each other too: where 39 %
-            of a catalogue's products share their title, they are no honest negatives.
+        same_text: products with the same text count as positives of each other too: products
+            that share their title are no honest negatives of each other.
     """
 
     def __init__(self, same_text: bool = False):

@@ -5,18 +5,8 @@ optim_wrapper = dict(
     type='OptimWrapper',
     optimizer=dict(type='AdamW', lr=5e-4, betas=(0.9, 0.98), weight_decay=1e-4, fused=True),
     clip_grad=dict(max_norm=1.0),
-    # no decay for norms, biases, embeddings of classes and places, temperature, entity tables
-    paramwise_cfg=dict(
-        norm_decay_mult=0,
-        bias_decay_mult=0,
-        flat_decay_mult=0,
-        custom_keys={
-            'towers': dict(lr_mult=0.1),
-            'towers.clip.logit_scale': dict(lr_mult=0.1, decay_mult=0),
-            'learner.learned': dict(decay_mult=0),
-            'learner.unknown': dict(decay_mult=0),
-        },
-    ),
+    constructor='TowerLrConstructor',
+    paramwise_cfg=dict(lr_mult={'towers': 0.1}),
 )
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=100),
