@@ -57,7 +57,9 @@ def prior_of_value(made, type_number, value):
 
 def prior_by_hand(made, type_number, ids, weights):
     """P(b) of a type: mean over its known values by CE-Selector's weights, else the unknown's."""
-    known = [(prior_of_value(made, type_number, i), w) for i, w in zip(ids, weights, strict=True) if i]
+    known = [
+        (prior_of_value(made, type_number, i), w) for i, w in zip(ids, weights, strict=True) if i
+    ]
     kept = sum(w for _, w in known)
     if not kept:
         return prior_of_value(made, type_number, 0)
