@@ -84,13 +84,13 @@ class OpenCLIP(BaseModel):
 
     def set_extra_state(self, state: Tensor) -> None:
         """Refuse a checkpoint whose entity ids mean something else, or that read other texts."""
+        vocab = vocab_of_state(state)
         reading = json.loads(bytes(state.cpu().tolist())).get('reading')
         if reading != self.tokenizer.reading:
             raise ValueError(
                 f'the checkpoint was trained on texts read as {reading}, here the tokenizer reads '
                 f'{self.tokenizer.reading}. Take the config that the checkpoint was trained with.'
             )
-        vocab = vocab_of_state(state)
         # dicts may be equal in another order, but the types' order numbers the columns
         if vocab != self.vocab or vocab.types != self.vocab.types:
             theirs, ours = ({t: v.size(t) - 1 for t in v.types} for v in (vocab, self.vocab))
