@@ -208,8 +208,9 @@ class EntityVocab:
         path = Path(path)
         if not path.is_file():
             raise FileNotFoundError(
-                f'entity vocabulary {path} does not exist. Write it with '
-                'python tools/dataset_converters/build_entities.py CONFIG.'
+                f'entity vocabulary {path} does not exist. Write the data first (README.md), then '
+                'python tools/dataset_converters/build_entities.py CONFIG; the converter of '
+                'fashion products writes both.'
             )
         try:
             data = json.loads(path.read_text(encoding='utf-8'))

@@ -112,7 +112,11 @@ class CausalEffectHook(Hook):
             runner.logger.info('Causal effect of each entity type\n' + effect_table(table))
             path = Path(runner.work_dir) / 'causal_effects.json'
             path.write_text(json.dumps(table, indent=1, ensure_ascii=False), encoding='utf-8')
+            if not any(row['kept'] for row in table):
+                runner.logger.warning('no entity type is kept: the model goes on without entities')
         broadcast(model.selector.weight)
+        # A checkpoint from before the choice is another model: the best is looked for anew.
+        runner.message_hub.runtime_info.pop('best_score', None)
 
 
 def effect_table(table: list[dict]) -> str:

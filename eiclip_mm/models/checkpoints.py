@@ -57,7 +57,8 @@ def read_towers(path: str | Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise FileNotFoundError(
             f'pretrained weights {path} do not exist. Give a file, a Hugging Face folder, or a '
-            'tag of open_clip.list_pretrained() for this model.'
+            'tag of open_clip.list_pretrained() for this model; the mini configs start from '
+            'python tools/train.py configs/clip_general_mini.py.'
         )
     try:
         state = load_state_dict(str(path), weights_only=True)
