@@ -269,3 +269,20 @@ def test_more_epochs_stretch_the_schedule(mini, tmp_path):
     assert warmup.end == 16
     output = run('tools/train.py', EI, '--cfg-options', 'max_epochs=20', ok=False)
     assert "'max_epochs' is no setting of a run" in output
+
+
+def test_a_config_that_only_tests_needs_nothing_of_training(trained, mini, tmp_path):
+    _, work = trained
+    cfg = Config.fromfile(write_config(EI, mini, tmp_path))
+    for key in [k for k in cfg if k.startswith(('train_', 'val_'))]:
+        cfg.pop(key)
+    for key in ('optim_wrapper', 'param_scheduler', 'randomness', 'auto_scale_lr'):
+        cfg.pop(key)
+    cfg.dump(tmp_path / 'only_test.py')
+    run(
+        'tools/test.py', str(tmp_path / 'only_test.py'), str(work / 'epoch_2.pth'),
+        '--work-dir', str(tmp_path),
+    )  # fmt: skip
+    assert (
+        json.loads((tmp_path / 'test_results.json').read_text())['full/product/num_products'] == 24
+    )

@@ -11,7 +11,6 @@ from mmengine.runner import Runner
 
 SETTINGS = (
     *(name for name in inspect.signature(Runner.__init__).parameters if name != 'self'),
-    'auto_scale_lr',
     'find_unused_parameters',
     'model_wrapper_cfg',
 )
@@ -37,11 +36,12 @@ def read_config(args: argparse.Namespace) -> Config:
     if not Path(args.config).is_file():
         raise SystemExit(f'config {args.config} does not exist.')
     cfg = Config.fromfile(args.config)
-    epochs = cfg.train_cfg.get('max_epochs')
+    epochs = (cfg.get('train_cfg') or {}).get('max_epochs')
     cfg.merge_from_dict(checked_options(cfg, args.cfg_options or {}))
     stretch_schedule(cfg, epochs)
-    if 'views' in cfg.train_dataloader.dataset:  # views and crops follow the run's seed
-        cfg.train_dataloader.dataset.setdefault('seed', cfg.randomness.seed)
+    train = (cfg.get('train_dataloader') or {}).get('dataset', {})
+    if 'views' in train:  # views and crops follow the run's seed
+        train.setdefault('seed', (cfg.get('randomness') or {}).get('seed') or 0)
     cfg.launcher = args.launcher
     cfg.work_dir = args.work_dir or cfg.get('work_dir', f'work_dirs/{Path(args.config).stem}')
     check_tokenizers(cfg)
@@ -86,7 +86,7 @@ def checked_options(cfg: Config, options: dict) -> dict:
 
 def stretch_schedule(cfg: Config, epochs: int | None) -> None:
     """Let schedules that end with training end with it when the number of epochs is overridden."""
-    for scheduler in cfg.get('param_scheduler') or ():
+    for scheduler in cfg.get('param_scheduler') or () if epochs else ():
         if scheduler.get('by_epoch', True) and scheduler.get('end') == epochs:
             for key in {'end', 'T_max'} & {k for k, v in scheduler.items() if v == epochs}:
                 scheduler[key] = cfg.train_cfg.max_epochs
