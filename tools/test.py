@@ -1,6 +1,7 @@
 """Evaluate a checkpoint: python tools/test.py CONFIG CHECKPOINT [--out embeddings.npz]"""
 
 import argparse
+import hashlib
 import json
 from pathlib import Path
 
@@ -8,7 +9,8 @@ from _cli import add_common, read_config, start_processes
 from mmengine.dist import is_main_process
 from mmengine.runner import Runner
 
-import eiclip_mm  # noqa: F401  (checks the installation)
+from eiclip_mm.evaluation import RetrievalMetric
+from eiclip_mm.evaluation.embeddings import npz_path
 
 
 def parse_args() -> argparse.Namespace:
@@ -18,7 +20,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         'checkpoint', help='checkpoint of a training run, or "none" for the towers as pretrained'
     )
-    parser.add_argument('--out', help='write the embeddings to this .npz file')
+    parser.add_argument(
+        '--out', help='write the embeddings to this .npz file, for report.py and compare.py'
+    )
     add_common(parser)
     return parser.parse_args()
 
@@ -27,23 +31,49 @@ def main() -> None:
     """Read the config, load the checkpoint, run, write the results beside the log."""
     args = parse_args()
     cfg = read_config(args)
-    if args.checkpoint.lower() != 'none':
-        if not Path(args.checkpoint).is_file():
-            raise SystemExit(f'checkpoint {args.checkpoint} does not exist.')
-        # The checkpoint holds all weights: where the towers came from need not exist any more.
-        cfg.model.towers.pretrained = cfg.model.towers.image_weights = None
-    if args.out:
-        cfg.test_evaluator.out = args.out
+    path = None if args.checkpoint.lower() == 'none' else Path(args.checkpoint)
+    if path is not None:
+        if not path.is_file():
+            raise SystemExit(f'checkpoint {path} does not exist.')
+        if 'towers' in cfg.model:
+            # The checkpoint holds all weights: where they came from need not exist any more.
+            cfg.model.towers.pretrained = cfg.model.towers.image_weights = None
     start_processes(cfg)
     runner = Runner.from_cfg(cfg)
-    if args.checkpoint.lower() != 'none':
+    meta = {}
+    if path is not None:
         # Not cfg.load_from, which only logs weights that are missing or do not fit.
-        runner.load_checkpoint(args.checkpoint, strict=True)
+        meta = runner.load_checkpoint(str(path), strict=True).get('meta', {})
+    prepare_metrics(runner, args.out, model_card(Path(args.config), path, meta))
     results = runner.test()
     if is_main_process():
         path = Path(cfg.work_dir) / 'test_results.json'
         path.write_text(json.dumps(results, indent=1), encoding='utf-8')
         runner.logger.info(f'results are in {path}')
+
+
+def prepare_metrics(runner: Runner, out: str | None, card: dict) -> None:
+    """Tell retrieval metrics which model they measure, and where to write its embeddings."""
+    evaluator = runner.test_loop.evaluator
+    metrics = [m for m in evaluator.metrics if isinstance(m, RetrievalMetric)]
+    if out and len(metrics) != 1:
+        raise SystemExit(
+            f'--out needs one RetrievalMetric in test_evaluator, the config has {len(metrics)}.'
+        )
+    for metric in metrics:
+        metric.card['model'] = card
+        if out:
+            metric.out = npz_path(out)
+
+
+def model_card(config: Path, checkpoint: Path | None, meta: dict) -> dict:
+    """Which weights are measured, as the protocol card says it."""
+    if checkpoint is None:
+        return dict(config=config.stem, checkpoint=None, chosen_on=None)
+    card = dict(config=config.stem, checkpoint=checkpoint.name)
+    with open(checkpoint, 'rb') as file:
+        card['checkpoint_sha256'] = hashlib.file_digest(file, 'sha256').hexdigest()
+    return card | {key: meta[key] for key in ('seed', 'epoch', 'chosen_on') if key in meta}
 
 
 if __name__ == '__main__':

@@ -23,6 +23,7 @@ default_hooks = dict(
 )
 custom_hooks = [
     dict(type='StepSeedHook'),
+    dict(type='CheckpointChoiceHook'),
     dict(type='PlainCheckpointHook'),
     dict(type='ImageFeatureCache'),
 ]

@@ -4,12 +4,15 @@ import hashlib
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import torch
 from mmengine.dataset import BaseDataset
 
 from eiclip_mm.registry import TOKENIZER
+
+from .labels import text_card, text_table
 
 VIEWS = ('random', 'first', 'all')
 FOLDS = ('all', 'fit', 'select')
@@ -59,6 +62,10 @@ class ProductDataset(BaseDataset):
     An *item*, given to the pipeline, holds one view and one text of a record: the keys
     ``product_id, sample_idx, view, caption, text_fields, entities``, those of the image, and
     what the tokenizer made of them: ``text`` (L,), ``entity_ids`` (K, M), ``text_id``.
+
+    Unless views are random, ``metainfo['retrieval']`` tells evaluation what the products are:
+    ``texts`` as :func:`~eiclip_mm.datasets.labels.text_table` gives them, ``data`` and ``text``
+    for the protocol card.
 
     Args:
         tokenizer: config of an ``EntityTokenizer``, the same as the model's; without one the items
@@ -120,6 +127,7 @@ class ProductDataset(BaseDataset):
         self._metainfo['views'] = self.views
         if self.views == 'random':
             return records
+        self._metainfo['retrieval'] = self._card(records)
         return [
             item(record, i % len(record['images']), i % len(record['texts']))
             for record in records
@@ -127,6 +135,22 @@ class ProductDataset(BaseDataset):
                 1 if self.views == 'first' else max(len(record['images']), len(record['texts']))
             )
         ]
+
+    def _card(self, records: list[dict]) -> dict:
+        """What evaluation may know of the split; see :mod:`.labels`."""
+        data = dict(
+            dataset=type(self).__name__,
+            file=Path(self.ann_file).name,
+            fold=self.fold,
+            views=self.views,
+            images=sum(len(record['images']) for record in records),
+            products=len(records),
+            texts=sum(len(record['texts']) for record in records),
+        )
+        card = dict(data=data, texts=text_table(records, self.tokenizer))
+        if self.tokenizer is not None:
+            card['text'] = text_card(self.tokenizer)
+        return card
 
     def records(self) -> Iterator[dict]:
         """The products' ids, texts and entities, pixels unread (vocabularies, reports)."""

@@ -160,7 +160,8 @@ class EntityTokenizer:
 
     Args:
         model: open_clip model name or architecture, the same as the towers'.
-        vocab: an :class:`EntityVocab`, its JSON file, or its ``to_dict`` form.
+        vocab: an :class:`EntityVocab`, its JSON file, or its ``to_dict`` form; ``None`` for a model
+            without entities, as CLIP itself.
         fields: what the text is made of, in order: text fields of the data set and entity
             types. ``('description',)`` is row 2 of the poster's table; metadata in front,
             ``('composition', 'subcategory', 'brand', 'season', 'description')``, row 3.
@@ -175,7 +176,7 @@ class EntityTokenizer:
     def __init__(
         self,
         model: str | Mapping,
-        vocab: EntityVocab | Mapping | str | Path,
+        vocab: EntityVocab | Mapping | str | Path | None,
         fields: Sequence[str],
         mention: str = 'keep',
         mention_types: Sequence[str] | None = None,
@@ -190,7 +191,9 @@ class EntityTokenizer:
             raise ValueError(f'max_values must be at least 1, got {max_values}.')
         if not fields:
             raise ValueError("fields is empty; give at least ('description',).")
-        if isinstance(vocab, Mapping):
+        if vocab is None:
+            vocab = EntityVocab(names={}, counts={})
+        elif isinstance(vocab, Mapping):
             vocab = EntityVocab.from_dict(vocab)
         elif not isinstance(vocab, EntityVocab):
             vocab = EntityVocab.load(vocab)

@@ -24,17 +24,17 @@ class OpenCLIP(BaseModel):
     Args:
         towers: config of ``OpenCLIPTowers``.
         tokenizer: config of ``EntityTokenizer``, the same as the pipeline's.
-        loss: config of the contrastive loss.
+        loss: config of the contrastive loss; InfoNCE as it is by default.
         **kwargs: of ``mmengine.model.BaseModel``.
     """
 
-    def __init__(self, towers: dict, tokenizer: dict, loss: dict = dict(type='InfoNCE'), **kwargs):  # noqa: B006
+    def __init__(self, towers: dict, tokenizer: dict, loss: dict | None = None, **kwargs):
         super().__init__(**kwargs)
         self.tokenizer = TOKENIZER.build(tokenizer)
         self.towers = MODELS.build(towers)
         subwords = self.tokenizer.subwords
         self.towers.prepare_tokens(subwords.end, subwords.size, self.tokenizer.extra_tokens)
-        self.loss = MODELS.build(loss)
+        self.loss = MODELS.build(loss or dict(type='eiclip_mm.InfoNCE'))
 
     @property
     def vocab(self) -> EntityVocab:

@@ -1,0 +1,244 @@
+"""Tables of embeddings under named protocols: python tools/analysis_tools/report.py DUMP...
+
+Prints recalls and ranks with their intervals, below them what each number rests on and what is
+doubtful about it. --out writes the same as Markdown, JSON, CSV and LaTeX.
+"""
+
+import argparse
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from eiclip_mm.evaluation.embeddings import Embeddings
+from eiclip_mm.evaluation.lint import lint
+from eiclip_mm.evaluation.manifest import Manifest
+from eiclip_mm.evaluation.measures import SUM_KS
+from eiclip_mm.evaluation.protocols import AS_PUBLISHED, PROTOCOLS, Protocol, get_protocol
+from eiclip_mm.evaluation.report import (
+    Table,
+    protocol_card,
+    to_csv,
+    to_json,
+    to_latex,
+    to_markdown,
+)
+from eiclip_mm.evaluation.retrieval import Retrieval, draw_candidates, retrieve
+from eiclip_mm.evaluation.rows import (
+    card_part,
+    published_rows,
+    result_row,
+    seed_rows,
+    sizes,
+    slice_rows,
+)
+
+ALL_QUERIES = ', all queries'
+VALIDATION = dict(dataset='FashionGen', file='fashiongen_256_256_validation.h5', products=7519)
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add('dumps', nargs='+', metavar='DUMP', help='embeddings, as tools/test.py --out writes them')
+    add(
+        '--protocols',
+        nargs='+',
+        choices=list(PROTOCOLS),
+        metavar='NAME',
+        help=f'of {", ".join(PROTOCOLS)}; by default all that the dump allows, but full/pair',
+    )
+    add('--group', metavar='LABEL', help='candidates share this label instead of subcategory')
+    add('--as-published', action='store_true', help='also with the defects of released evaluators')
+    add('--same-text', action='store_true', help='a product with an identical text is right too')
+    add('--queries', choices=['all'], help='ask all instead of a random thousand')
+    add('--manifest', metavar='FILE', help='take the candidates from this file')
+    add('--save-manifests', metavar='DIR', type=Path, help='write the candidates drawn')
+    add('--ks', nargs='+', type=int, default=SUM_KS, metavar='K', help='recalls, by default 1 5 10')
+    add('--slices', nargs='+', default=(), metavar='LABEL', help='recalls by value of these labels')
+    add('--samples', type=int, default=2000, help='of the bootstrap; 0: no intervals')
+    add('--level', type=float, default=0.95, help='of the intervals')
+    add('--seed', type=int, default=0, help='of candidates and bootstrap')
+    add(
+        '--published',
+        action=argparse.BooleanOptionalAction,
+        help='show published numbers; by default if the data are the validation set of Fashion-Gen',
+    )
+    add('--out', metavar='DIR', type=Path, help='write report.md, .json, .csv and .tex')
+    args = parser.parse_args(argv)
+    if args.manifest:
+        if args.queries or args.group or args.save_manifests:
+            parser.error('--manifest holds the lists: no --queries, --group or --save-manifests')
+        if sum(PROTOCOLS[name].candidates is not None for name in args.protocols or ()) != 1:
+            parser.error('--manifest is for one protocol; name it: --protocols 101/fashionbert')
+    if args.as_published and args.protocols and not set(args.protocols) & set(AS_PUBLISHED):
+        parser.error(f'--as-published changes nothing but {", ".join(AS_PUBLISHED)}')
+    return args
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Score, print, write."""
+    args = parse_args(argv)
+    try:
+        dumps = read_dumps(args.dumps)
+        runs = {name: score(name, dump, args) for name, dump in dumps.items()}
+        tables = list(tables_of(dumps, runs, args))
+        warnings = warnings_of(dumps, runs)
+    except (ValueError, OSError, ImportError) as error:
+        raise SystemExit(str(error)) from error
+    cards = {
+        name: {run.protocol.name: protocol_card(run) for run in own} for name, own in runs.items()
+    }
+    text = '\n\n'.join(
+        [to_markdown(table) for table in tables]
+        + ['## Card', *card_lines(runs), '## Warnings']
+        + ['\n'.join(f'- {line}' for line in warnings) or 'None.']
+    )
+    print(text)
+    if args.out:
+        bootstrap = dict(samples=args.samples, level=args.level, seed=args.seed)
+        latex = ['% needs \\usepackage{booktabs}', *map(to_latex, tables)]
+        args.out.mkdir(parents=True, exist_ok=True)
+        for suffix, content in (
+            ('md', text + '\n'),
+            ('json', to_json(tables, cards=cards, warnings=warnings, bootstrap=bootstrap) + '\n'),
+            ('csv', to_csv(tables)),
+            ('tex', '\n\n'.join(latex) + '\n'),
+        ):
+            (args.out / f'report.{suffix}').write_text(content, encoding='utf-8')
+
+
+def read_dumps(paths: Sequence[str]) -> dict[str, Embeddings]:
+    """Embeddings by the name of their row: config and seed of the card, or the path."""
+    if len(set(paths)) < len(paths):
+        raise ValueError(f'a dump is given twice in {paths}; give each once')
+    dumps = [Embeddings.load(path) for path in paths]
+    names = []
+    for path, dump in zip(paths, dumps, strict=True):
+        model = card_part(dump.card, 'model')
+        seed = '' if model.get('seed') is None else f', seed {model["seed"]}'
+        names.append(f'{model["config"]}{seed}' if model.get('config') else path)
+    return {
+        name if names.count(name) == 1 else f'{name} ({path})': dump
+        for path, name, dump in zip(paths, names, dumps, strict=True)
+    }
+
+
+def score(name: str, dump: Embeddings, args: argparse.Namespace) -> list[Retrieval]:
+    """One dump under all protocols."""
+    manifest = Manifest.load(args.manifest) if args.manifest else None
+    runs = []
+    for protocol in protocols_for(dump, args):
+        try:
+            run = retrieve(dump, protocol, None if protocol.candidates is None else manifest)
+        except ValueError as error:
+            raise ValueError(f'{name}: {error}') from error
+        runs.append(run)
+        if args.save_manifests and run.manifest:
+            path = args.save_manifests / f'{slug(protocol.name)}-{run.manifest}.npz'
+            if not path.exists():  # dumps of one split share it
+                drawn = draw_candidates(dump, protocol)
+                drawn.manifest(dump, origin=asdict(protocol)).save(path)
+    return runs
+
+
+def slug(name: str) -> str:
+    """A protocol's name as part of a file name."""
+    return name.replace(',', '').replace('/', '_').replace(' ', '-')
+
+
+def protocols_for(dump: Embeddings, args: argparse.Namespace) -> list[Protocol]:
+    """The protocols asked for, or all that the dump allows, changed as asked."""
+    names = args.protocols
+    if names is None:
+        several = bool((dump.image_view > 0).any() or (dump.product_caption > 0).any())
+        grouped = (args.group or 'subcategory') in dump.labels
+        names = ['full/first-image', *['full/product'] * several]
+        names += [n for n, p in PROTOCOLS.items() if grouped and p.candidates is not None]
+    return [
+        changed(get_protocol(name, defects, args.group, seed=args.seed), args)
+        for name in dict.fromkeys(names)
+        for defects in (False, True)
+        if not defects or (args.as_published and name in AS_PUBLISHED)
+    ]
+
+
+def changed(protocol: Protocol, args: argparse.Namespace) -> Protocol:
+    """What is no longer the protocol of its name gets another name."""
+    name, changes = protocol.name, {}
+    if protocol.candidates is not None and protocol.candidates.group != 'subcategory':
+        name += f', group {protocol.candidates.group}'
+    if args.same_text and protocol.right == 'product':
+        name, changes = f'{name}, same text', dict(same_text=True)
+    if args.queries == 'all' and protocol.queries is not None:
+        name, changes = name + ALL_QUERIES, changes | dict(queries=None)
+    return replace(protocol, name=name, **changes)
+
+
+def tables_of(
+    dumps: Mapping[str, Embeddings],
+    runs: Mapping[str, Sequence[Retrieval]],
+    args: argparse.Namespace,
+) -> Iterator[Table]:
+    """A table for each protocol, and behind it those by label."""
+    options = (args.ks, args.level, args.samples, args.seed)
+    interval = f'{100 * args.level:g} % intervals over products, {args.samples:,} samples'
+    for protocol in dict.fromkeys(run.protocol.name for own in runs.values() for run in own):
+        found = {n: run for n, own in runs.items() for run in own if run.protocol.name == protocol}
+        rows = [result_row(name, run, *options) for name, run in found.items()]
+        rows += seed_rows(list(found.values()), args.ks, args.level)
+        ours = all(is_validation(run.card) for run in found.values())
+        if ours if args.published is None else args.published:
+            # asking all instead of some changes no expectation
+            rows += published_rows(protocol.removesuffix(ALL_QUERIES))
+        said = list(dict.fromkeys(map(sizes, found.values()))) + [interval] * (args.samples > 0)
+        yield Table(protocol, rows, caption='; '.join(said), level=args.level)
+        for label in args.slices:
+            for name, run in found.items():
+                yield Table(protocol, slice_rows(name, run, dumps[name], label, args.ks), label)
+
+
+def is_validation(card: Mapping) -> bool:
+    """Whether the data are all products of the validation file of Fashion-Gen."""
+    return {key: card_part(card, 'data').get(key) for key in VALIDATION} == VALIDATION
+
+
+def card_lines(runs: Mapping[str, Sequence[Retrieval]]) -> Iterator[str]:
+    """The cards, each part once: of each dump what it says, of each protocol what was asked."""
+    parts = {}
+    for name, own in runs.items():
+        for run in own:
+            parts.setdefault(_listed(run.card), {})[name] = None
+            card = protocol_card(replace(run, card={}))
+            parts.setdefault(_listed(card), {})[name] = None
+    for text, names in parts.items():
+        yield f'{", ".join(names)}:\n\n{text}'
+
+
+def _listed(card: Mapping) -> str:
+    lines = [f'- {key}: `{json.dumps(v, ensure_ascii=False)}`' for key, v in card.items()]
+    return '\n'.join(lines) or '- no card: where it comes from is not known'
+
+
+def warnings_of(
+    dumps: Mapping[str, Embeddings], runs: Mapping[str, Sequence[Retrieval]]
+) -> list[str]:
+    """What is doubtful; what holds of all dumps, or under all protocols, is said once."""
+    protocols = {}
+    for name, own in runs.items():
+        for run in own:
+            for text in lint(dumps[name], run):
+                protocols.setdefault((text, name), []).append(run.protocol.name)
+    names = {}
+    for (text, name), under in protocols.items():
+        everywhere = len(under) == len(runs[name])
+        names.setdefault((text, () if everywhere else tuple(under)), []).append(name)
+    return [
+        ': '.join(filter(None, [', '.join([*of * (len(of) < len(dumps)), *under]), text]))
+        for (text, under), of in names.items()
+    ]
+
+
+if __name__ == '__main__':
+    main()
