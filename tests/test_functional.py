@@ -9,8 +9,10 @@ import torch
 import torch.multiprocessing as mp
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from watch import Largest
 
 from eiclip_mm.evaluation import both_ahead, both_ranks, candidate_ahead, functional, ranks
+from eiclip_mm.evaluation import coarse as coarse_module
 
 TIES = ('against', 'for', 'order')
 HALF = (torch.float16, torch.bfloat16)
@@ -316,8 +318,8 @@ def shared_process(rank, world, folder):
         sides = a, b, a_ids, b_ids
         counts = [x.tolist() for x in both_ahead(*sides, chunk=chunk, shared=True)]
         ordered = [a_ids.sort().values, b_ids.sort().values]
-        tiles = functional._tiles(a, b, *ordered, chunk, shared=True)
-        report.append((counts, sum(scores.numel() for *_, scores, _ in tiles)))
+        spans = functional._spans(a, b, *ordered, chunk, shared=True)
+        report.append((counts, sum(len(a[rows]) * len(b[columns]) for rows, columns, _ in spans)))
     with open(f'{folder}/{rank}.json', 'w') as file:
         json.dump(report, file)
     torch.distributed.destroy_process_group()
@@ -350,44 +352,35 @@ class TestTiles:
     def test_no_tile_is_larger_than_asked(self):
         (a, a_ids), (b, b_ids), _ = random_sides(11)
         a_ids, b_ids = a_ids.sort().values, b_ids.sort().values
-        tiles = list(functional._tiles(a, b, a_ids, b_ids, chunk=2))
-        shapes = [scores.shape for *_, scores, _ in tiles]
+        spans = functional._spans(a, b, a_ids, b_ids, chunk=2)
+        shapes = [(len(a[rows]), len(b[columns])) for rows, columns, _ in spans]
         assert max(max(shape) for shape in shapes) == 2
         assert sum(math.prod(shape) for shape in shapes) == len(a) * len(b)
-        assert len({scores.data_ptr() for *_, scores, _ in tiles}) == 1  # one tile of memory
 
-    def test_ranking_never_holds_more(self, monkeypatch):
+    @pytest.mark.parametrize('coarse', [False, True])
+    def test_ranking_never_holds_more(self, monkeypatch, coarse):
         """What both_ahead and candidate_ahead score at once, seen while they do."""
-        seen = []
-
-        def watched(function):
-            def tiles(*args, **kwargs):
-                for *places, scores, right in function(*args, **kwargs):
-                    seen.append(scores.untyped_storage().nbytes())
-                    yield *places, scores, right
-
-            def among(queries, gallery, rows):
-                seen.append(4 * rows.numel())
-                return function(queries, gallery, rows)
-
-            return tiles if function is functional._tiles else among
-
-        for name in ('_tiles', '_scores_among'):
-            monkeypatch.setattr(functional, name, watched(getattr(functional, name)))
-        a, ids = torch.randn(50, 4, generator=torch.manual_seed(0)), torch.arange(50)
-        both_ahead(a, a, ids // 2, ids // 2, chunk=10)
-        assert len(seen) > 25
-        assert max(seen) == 4 * 10 * 10
-        seen.clear()
-        candidate_ahead(a, a, ids[:, None], torch.ones(50, 1).bool(), chunk=10)
-        assert seen == [4 * 10] * 5
+        if not coarse:
+            monkeypatch.setattr(functional, 'worthwhile', lambda *_: False)
+        else:
+            monkeypatch.setattr(coarse_module, 'fast_bfloat16', lambda: True)
+        angle = torch.arange(500) * 2 * math.pi / 500
+        a, ids = torch.stack((angle.cos(), angle.sin()), 1), torch.arange(500)
+        with Largest() as watch:
+            both_ahead(a, a, ids // 2, ids // 2, chunk=10)
+        assert watch.size == a.numel()
+        assert watch.products >= 50 * 50
+        listed = torch.stack((ids, ids.roll(1)), 1)
+        with Largest() as watch:
+            candidate_ahead(a, a, listed, listed == ids[:, None], chunk=10)
+        assert watch.size == a.numel()
 
     def test_only_tiles_with_right_items_are_asked_for_them(self):
         ids = torch.arange(100) // 3
         a = torch.randn(100, 4, generator=torch.manual_seed(0))
         found = [
             (rows.start, columns.start, int(right.sum()))
-            for rows, columns, _, right in functional._tiles(a, a, ids, ids, 10, only_right=True)
+            for rows, columns, right in functional._spans(a, a, ids, ids, 10, only_right=True)
         ]
         assert sum(right for *_, right in found) == int((ids[:, None] == ids).sum())
         assert all(abs(row - column) <= 10 for row, column, _ in found)

@@ -12,16 +12,16 @@ it, a wrong item counts only when it is nearer by more than the tolerance; with 
 equally near one counts when it stands earlier in the gallery, as in a stable sort. Source: ours.
 """
 
-import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 from mmengine.dist import all_reduce, get_rank, get_world_size
 from torch import Tensor
 
 from .checks import check_chunk, check_lengths, check_order, check_relevant, check_ties, checked
+from .coarse import CoarseCounter, Direction, worthwhile
 from .measures import first_ranks
+from .products import float32, scores_among
 
 TIE = 1e-6  # cosines that differ by no more are equal
 
@@ -148,7 +148,7 @@ def candidate_ahead(
         rows = slice(start, start + chunk)
         listed = candidates[rows] >= 0
         among = candidates[rows].clamp(min=0).long()
-        scores = _scores_among(queries[rows], gallery, among)
+        scores = scores_among(queries[rows], gallery, among)
         tolerance = TIE * query_length[rows] * torch.where(listed, length[among], 0).amax(1)
         wrong = scores.masked_fill(right[rows] | ~listed, -torch.inf)
         floor = scores.masked_fill(~right[rows], -torch.inf).topk(ahead.shape[1]).values
@@ -159,35 +159,6 @@ def candidate_ahead(
         _count(count, wrong, floor, tolerance, ties, earlier)
         ahead[rows] = count.masked_fill(floor.isinf(), -1)
     return ahead
-
-
-@contextmanager
-def _float32(device: torch.device) -> Iterator[None]:
-    """Products in full float32, whatever the caller has set: lower precision would make ties."""
-    precision = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision('highest')
-    try:
-        with torch.autocast(device.type, enabled=False):
-            yield
-    finally:
-        torch.set_float32_matmul_precision(precision)
-
-
-def _scores_among(queries: Tensor, gallery: Tensor, among: Tensor) -> Tensor:
-    """(q, C) scores of each query with the gallery rows ``among`` (q, C)."""
-    with _float32(queries.device), warnings.catch_warnings():
-        if among.shape[1] > len(gallery):  # rows repeat, which the product below refuses then
-            return (queries @ gallery.T).gather(1, among)
-        if queries.device.type != 'cpu':
-            return torch.einsum('qd,qcd->qc', queries, gallery[among])
-        # One dot product for each, without a copy of the vectors: 15 times as fast as einsum.
-        warnings.filterwarnings('ignore', message='Sparse (CSR|invariant)')
-        starts = torch.arange(0, among.numel() + 1, among.shape[1])
-        wanted = torch.sparse_csr_tensor(
-            starts, among.flatten(), queries.new_zeros(among.numel()), (len(queries), len(gallery))
-        )
-        scores = torch.sparse.sampled_addmm(wanted, queries, gallery.T, beta=0.0)
-    return scores.values().view(among.shape)
 
 
 @torch.no_grad()
@@ -221,7 +192,23 @@ def _ahead_of_both(
     a_right, b_right = _right_scores(*sides, a_first, b_first, most)  # (A, M), (B, M')
     a_ahead = torch.zeros_like(a_right, dtype=torch.int64)
     b_ahead = torch.zeros_like(b_right, dtype=torch.int64)
-    for rows, columns, scores, right in _tiles(*sides, shared=shared):
+    room = _room(*sides)
+    strict, lowest = ties == 'for', torch.finfo(a.dtype).min
+    sign = 1 if strict else -1
+    coarse = None
+    if ties != 'order' and worthwhile(a_length, b_length):
+        coarse = CoarseCounter(min(chunk, len(a)), min(chunk, len(b)), a.shape[1], strict)
+    a_side, b_side = (
+        Direction(ahead, (right + sign * tol[:, None]).clamp(min=lowest), tol / TIE)
+        for ahead, right, tol in ((a_ahead, a_right, a_tol), (b_ahead, b_right, b_tol))
+    )
+    for rows, columns, right in _spans(*sides, shared=shared):
+        tile = sides[0][rows], sides[1][columns]
+        if right is None and coarse:
+            if coarse.count(*tile, a_side.of(rows), b_side.of(columns)):
+                continue
+            coarse = None  # other tiles are alike: a model that tells little apart
+        scores = _product(*tile, room)
         if right is not None:
             scores.masked_fill_(right, -torch.inf)
         a_earlier = b_earlier = None
@@ -289,7 +276,9 @@ def _right_scores(
     """
     a_right = a.new_full((len(a), most[0]), -torch.inf)
     b_right = b.new_full((len(b), most[1]), -torch.inf)
-    for rows, columns, scores, right in _tiles(a, b, a_ids, b_ids, chunk, only_right=True):
+    room = _room(a, b, a_ids, b_ids, chunk)
+    for rows, columns, right in _spans(a, b, a_ids, b_ids, chunk, only_right=True):
+        scores = _product(a[rows], b[columns], room)
         if max(most) == 1:
             scores.masked_fill_(~right, -torch.inf)
             a_right[rows, 0] = torch.maximum(a_right[rows, 0], scores.amax(1))
@@ -302,7 +291,7 @@ def _right_scores(
     return a_right.sort(1, descending=True).values, b_right.sort(1, descending=True).values
 
 
-def _tiles(
+def _spans(
     a: Tensor,
     b: Tensor,
     a_ids: Tensor,
@@ -310,26 +299,34 @@ def _tiles(
     chunk: int,
     only_right: bool = False,
     shared: bool = False,
-) -> Iterator[tuple[slice, slice, Tensor, Tensor | None]]:
-    """Rows, columns, their scores, and where the ids are equal (``None``: nowhere).
+) -> Iterator[tuple[slice, slice, Tensor | None]]:
+    """Rows and columns of each tile, and where its ids are equal (``None``: nowhere).
 
     Both sides are sorted by id; ``only_right`` leaves out the tiles where no ids can be equal, and
     ``shared`` the rows of other processes.
     """
     a_list, b_list = a_ids.tolist(), b_ids.tolist()
-    room = a.new_empty(min(chunk, len(a)) * min(chunk, len(b)))  # one for all tiles: no page faults
     first, step = (get_rank(), get_world_size()) if shared else (0, 1)
     for row in range(first * chunk, len(a), step * chunk):
         for column in range(0, len(b), chunk):
             rows, columns = slice(row, row + chunk), slice(column, column + chunk)
             a_span, b_span = a_list[rows], b_list[columns]
-            meet = a_span[0] <= b_span[-1] and b_span[0] <= a_span[-1]
-            if only_right and not meet:
-                continue
-            scores = room[: len(a_span) * len(b_span)].view(len(a_span), len(b_span))
-            with _float32(a.device):
-                torch.mm(a[rows], b[columns].T, out=scores)
-            yield rows, columns, scores, a_ids[rows, None] == b_ids[columns] if meet else None
+            if a_span[0] <= b_span[-1] and b_span[0] <= a_span[-1]:
+                yield rows, columns, a_ids[rows, None] == b_ids[columns]
+            elif not only_right:
+                yield rows, columns, None
+
+
+def _room(a: Tensor, b: Tensor, a_ids: Tensor, b_ids: Tensor, chunk: int) -> Tensor:
+    """Memory for the scores of a tile, one for all tiles: new pages cost as much as comparing."""
+    return a.new_empty(min(chunk, len(a)) * min(chunk, len(b)))
+
+
+def _product(a: Tensor, b: Tensor, room: Tensor) -> Tensor:
+    """(q, g) scores of a tile, in full float32."""
+    scores = room[: len(a) * len(b)].view(len(a), len(b))
+    with float32(a.device):
+        return torch.mm(a, b.T, out=scores)
 
 
 def _unsorted(values: Tensor, order: Tensor) -> Tensor:

@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import numpy as np
+
 from eiclip_mm.evaluation.embeddings import Embeddings
 from eiclip_mm.evaluation.lint import lint
 from eiclip_mm.evaluation.manifest import Manifest
@@ -34,6 +36,7 @@ from eiclip_mm.evaluation.rows import (
 )
 
 ALL_QUERIES = ', all queries'
+DUPLICATES = 'photo in train'
 VALIDATION = dict(dataset='FashionGen', file='fashiongen_256_256_validation.h5', products=7519)
 
 
@@ -65,6 +68,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         action=argparse.BooleanOptionalAction,
         help='show published numbers; by default if the data are the validation set of Fashion-Gen',
     )
+    add('--duplicates', metavar='FILE', type=Path, help='file of find_duplicates.py: a slice more')
     add('--out', metavar='DIR', type=Path, help='write report.md, .json, .csv and .tex')
     args = parser.parse_args(argv)
     if args.manifest:
@@ -82,9 +86,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     try:
         dumps = read_dumps(args.dumps)
+        photos = None if args.duplicates is None else read_duplicates(args.duplicates)
+        if photos:
+            dumps = {name: with_duplicates(dump, photos) for name, dump in dumps.items()}
+            args.slices = [*args.slices, DUPLICATES]
         runs = {name: score(name, dump, args) for name, dump in dumps.items()}
         tables = list(tables_of(dumps, runs, args))
-        warnings = warnings_of(dumps, runs)
+        warnings = warnings_of(dumps, runs, photos)
     except (ValueError, OSError, ImportError) as error:
         raise SystemExit(str(error)) from error
     cards = {
@@ -123,6 +131,23 @@ def read_dumps(paths: Sequence[str]) -> dict[str, Embeddings]:
         name if names.count(name) == 1 else f'{name} ({path})': dump
         for path, name, dump in zip(paths, names, dumps, strict=True)
     }
+
+
+def read_duplicates(path: Path) -> dict:
+    """What find_duplicates.py wrote."""
+    try:
+        found = json.loads(path.read_text(encoding='utf-8'))
+        found['product_ids']
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f'{path} is not what find_duplicates.py --out writes: {error}') from error
+    return found
+
+
+def with_duplicates(dump: Embeddings, photos: Mapping) -> Embeddings:
+    """The same with a label that tells products whose photos are in train from others."""
+    known = np.isin(dump.product_id.numpy(), photos['product_ids'])
+    label = np.where(known, 'near-duplicate', 'none')
+    return replace(dump, labels=dict(dump.labels) | {DUPLICATES: label})
 
 
 def score(name: str, dump: Embeddings, args: argparse.Namespace) -> list[Retrieval]:
@@ -222,13 +247,15 @@ def _listed(card: Mapping) -> str:
 
 
 def warnings_of(
-    dumps: Mapping[str, Embeddings], runs: Mapping[str, Sequence[Retrieval]]
+    dumps: Mapping[str, Embeddings],
+    runs: Mapping[str, Sequence[Retrieval]],
+    photos: Mapping | None,
 ) -> list[str]:
     """What is doubtful; what holds of all dumps, or under all protocols, is said once."""
     protocols = {}
     for name, own in runs.items():
         for run in own:
-            for text in lint(dumps[name], run):
+            for text in lint(dumps[name], run, photos):
                 protocols.setdefault((text, name), []).append(run.protocol.name)
     names = {}
     for (text, name), under in protocols.items():
