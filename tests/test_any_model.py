@@ -221,6 +221,11 @@ def test_config_without_ei_clip_is_tested_from_the_command_line(tmp_path, catalo
         config='clip-zeroshot_fashiongen_mini', checkpoint=None, chosen_on=None
     )
     results = json.loads((tmp_path / 'test_results.json').read_text())
+    cards = json.loads((tmp_path / 'protocol_cards.json').read_text())
+    assert list(cards) == ['full/first-image', 'full/product']
+    assert cards['full/product']['protocol']['ties'] == 'against'
+    assert cards['full/product']['galleries'] == dict(i2t=12, t2i=len(ROWS))
+    assert cards['full/product']['model'] == found.card['model']
     again = evaluate(found, get_protocol('full/product'), ks=(1, 5))
     assert results['full/product/t2i/mAP'] == again['t2i/mAP']
     assert F.normalize(found.image, dim=1).allclose(found.image, atol=1e-5)

@@ -44,16 +44,18 @@ def main() -> None:
     if path is not None:
         # Not cfg.load_from, which only logs weights that are missing or do not fit.
         meta = runner.load_checkpoint(str(path), strict=True).get('meta', {})
-    prepare_metrics(runner, args.out, model_card(Path(args.config), path, meta))
+    metrics = prepared_metrics(runner, args.out, model_card(Path(args.config), path, meta))
     results = runner.test()
     if is_main_process():
-        path = Path(cfg.work_dir) / 'test_results.json'
-        path.write_text(json.dumps(results, indent=1), encoding='utf-8')
-        runner.logger.info(f'results are in {path}')
+        cards = {name: card for metric in metrics for name, card in metric.protocol_cards.items()}
+        for name, content in (('test_results', results), ('protocol_cards', cards)):
+            path = Path(cfg.work_dir) / f'{name}.json'
+            path.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding='utf-8')
+        runner.logger.info(f'results and what they rest on are in {cfg.work_dir}')
 
 
-def prepare_metrics(runner: Runner, out: str | None, card: dict) -> None:
-    """Tell retrieval metrics which model they measure, and where to write its embeddings."""
+def prepared_metrics(runner: Runner, out: str | None, card: dict) -> list[RetrievalMetric]:
+    """The retrieval metrics, told which model they measure and where to write its embeddings."""
     evaluator = runner.test_loop.evaluator
     metrics = [m for m in evaluator.metrics if isinstance(m, RetrievalMetric)]
     if out and len(metrics) != 1:
@@ -64,6 +66,7 @@ def prepare_metrics(runner: Runner, out: str | None, card: dict) -> None:
         metric.card['model'] = card
         if out:
             metric.out = npz_path(out)
+    return metrics
 
 
 def model_card(config: Path, checkpoint: Path | None, meta: dict) -> dict:

@@ -151,21 +151,22 @@ class _Split:
             one_each = np.arange(len(self.text_row) + 1)
             found[~few] = self.from_group_or_others(rng, product[~few], one_each)
         for row in few.nonzero()[0]:
-            found[row] = self.from_mixture(rng, int(product[row]), own_again)
+            drawn = self.from_mixture(rng, int(product[row]), own_again)
+            found[row, : len(drawn)] = drawn
         return found
 
     def from_mixture(self, rng, product: int, own_again: bool) -> np.ndarray:
-        """(number,) products of the own group and of as many random whole groups as it takes."""
+        """Up to ``number`` products of the own group and of random whole groups, as it takes."""
         own = self.group[product]
-        pool = [np.delete(self.members(own), product - self.first_member[own])]
+        members = self.members(own)
+        pool = [members[members != product]]
         for group in rng.permutation(len(self.first_member) - 1):
             if sum(map(len, pool)) >= self.candidates.number:
                 break
             if group != own or own_again:
                 pool.append(self.members(group))
         pool = np.concatenate(pool)
-        drawn = pool[rng.permutation(len(pool))[: self.candidates.number]]
-        return np.pad(drawn, (0, self.candidates.number - len(drawn)), constant_values=-1)
+        return pool[rng.permutation(len(pool))[: self.candidates.number]]
 
     def members(self, group: int) -> np.ndarray:
         """The products of a group."""

@@ -180,7 +180,7 @@ def _ahead_of_both(
     # Sorted by id, right pairs lie in few tiles along the diagonal. So the right scores come
     # cheaply from the very products that are counted later, not from another kernel.
     a_order, b_order = a_ids.argsort(stable=True), b_ids.argsort(stable=True)
-    sides = a[a_order], b[b_order], a_ids[a_order], b_ids[b_order], chunk
+    sides = _in_order(a, a_order), _in_order(b, b_order), a_ids[a_order], b_ids[b_order], chunk
     a_tol = TIE * a_length[a_order] * b_length.max()
     b_tol = TIE * b_length[b_order] * a_length.max()
 
@@ -327,6 +327,13 @@ def _product(a: Tensor, b: Tensor, room: Tensor) -> Tensor:
     scores = room[: len(a) * len(b)].view(len(a), len(b))
     with float32(a.device):
         return torch.mm(a, b.T, out=scores)
+
+
+def _in_order(values: Tensor, order: Tensor) -> Tensor:
+    """The rows in this order; they themselves, not a copy, where they have it already."""
+    if order.equal(torch.arange(len(order), device=order.device)):
+        return values
+    return values[order]
 
 
 def _unsorted(values: Tensor, order: Tensor) -> Tensor:

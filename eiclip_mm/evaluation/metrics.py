@@ -23,7 +23,7 @@ from eiclip_mm.version import __version__
 from .embeddings import VECTORS, Embeddings, npz_path, numbered
 from .measures import SUM_KS, check_ks
 from .protocols import get_protocol
-from .report import recall_table
+from .report import protocol_card, recall_table
 from .retrieval import retrieve
 
 REQUIRED = (*VECTORS, 'product_id')
@@ -41,7 +41,7 @@ class RetrievalMetric(BaseMetric):
     in the product; without them each sample is another view and a product has one text. Any
     sampler and any number of processes give the same numbers, for samples are told apart by
     ``sample_idx``, which every mmengine data set gives. Keys of the result begin with the protocol:
-    ``full/first-image/i2t/R@1``.
+    ``full/first-image/i2t/R@1``. What they rest on is in ``protocol_cards`` afterwards.
 
     Args:
         protocols: names in :data:`~eiclip_mm.evaluation.PROTOCOLS`, or dicts with a ``name`` and
@@ -79,6 +79,7 @@ class RetrievalMetric(BaseMetric):
         self.ks, self.card = tuple(ks), dict(card or {})
         self.out = None if out is None else npz_path(out)
         self._device = torch.device('cpu')
+        self.protocol_cards: dict[str, dict] = {}
 
     @BaseMetric.dataset_meta.setter
     def dataset_meta(self, dataset_meta: Mapping | None) -> None:
@@ -140,10 +141,9 @@ class RetrievalMetric(BaseMetric):
     def compute_metrics(self, results: Embeddings) -> dict[str, float]:
         """Run the protocols, in which all processes share, and log their table."""
         results = results.to(self._device)
-        scores = {
-            protocol.name: retrieve(results, protocol, shared=True).metrics(self.ks)
-            for protocol in self.protocols
-        }
+        runs = {p.name: retrieve(results, p, shared=True) for p in self.protocols}
+        self.protocol_cards = {name: protocol_card(run) for name, run in runs.items()}
+        scores = {name: run.metrics(self.ks) for name, run in runs.items()}
         print_log(f'retrieval, recall in per cent\n{recall_table(scores)}', logger='current')
         return {
             '/'.join(filter(None, (self.prefix, name, key))): value
