@@ -130,7 +130,8 @@ class TestDefinition:
     @pytest.mark.parametrize('top_up', TOP_UP)
     def test_no_candidates_at_all(self, top_up):
         with pytest.raises(
-            ValueError, match=f'pool is empty: none of 1 .* top_up={top_up!r}; take'
+            ValueError,
+            match=f'empty: none of 1 .* top_up={top_up!r}; take .*report.py --group LABEL',
         ):
             drawn(split_of('a'), top_up=top_up)
         alone = split_of('aab')  # some have candidates, others none
@@ -315,11 +316,49 @@ class TestManifest:
         with pytest.raises(ValueError, match=rf'\d+ of its i2t candidates .* e.g. \[\[{lost}, 0\]'):
             manifest.lists(replace(embeddings, product_id=ids))
 
+    @pytest.mark.parametrize('far', [2**62 - 2, 2**63 - 2, 2**63 - 1])
+    def test_numbers_of_any_size(self, far):
+        model = Embeddings(
+            image=torch.eye(7),
+            image_product_id=torch.tensor([0, 0, 1, 2, 3, 4, 4]),
+            image_view=torch.tensor([far, 8, 0, 0, 0, 8, 0]),
+            product=torch.eye(7)[:5],
+            product_id=torch.arange(5),
+        )
+        asked = np.array([[0, far], [0, 8], [4, 0], [4, 8]])
+        texts = np.array([[[0, 0], [1, 0]]] * 2 + [[[4, 0], [0, 0]]] * 2)
+        manifest = Manifest(asked, texts, texts[:, 0], asked[:, None], origin={})
+        assert manifest.lists(model).i2t_query.tolist() == [0, 1, 6, 5]
+        for lost in ([4, far], [0, 0], [0, 7], [4, far - 1]):
+            asked[3] = lost
+            with pytest.raises(ValueError, match=rf'of another split: 1 .* e.g. \[\[{lost[0]}, '):
+                manifest.lists(model)
+
+    @pytest.mark.parametrize(
+        ('change', 'message'),
+        [
+            (dict(origin=np.array('[1]')), r"origin must be a JSON object, .* got '\[1\]'"),
+            (dict(origin=np.array('[' * 10**5)), 'maximum recursion depth'),
+            (dict(t2i_query=np.ones((1, 2), bool)), 't2i_query must be integers, got bool'),
+            (dict(i2t_query=np.array([[2**64 - 1, 0]], np.uint64)), 'i2t_query has numbers beyond'),
+        ],
+    )
+    def test_files_of_other_types(self, tmp_path, manifest, change, message):
+        path = tmp_path / 'lists.npz'
+        arrays = {n: v for n, v in vars(manifest).items() if n != 'origin'}
+        np.savez(path, **(arrays | change))
+        with pytest.raises(ValueError, match=rf'is not a manifest .*: {message}'):
+            Manifest.load(path)
+
     def test_damaged_files(self, tmp_path, manifest):
         path = tmp_path / 'lists.npz'
-        with pytest.raises(FileNotFoundError, match=r'lists.npz does not exist; write one with'):
+        with pytest.raises(
+            FileNotFoundError, match=r'lists.npz does not exist; .* --save-manifests DIR'
+        ):
             Manifest.load(path)
-        with pytest.raises(ValueError, match=r"written as .npz, got the path 'lists.json'"):
+        with pytest.raises(
+            ValueError, match=r"manifests are written as .npz, got the path 'lists.js"
+        ):
             manifest.save('lists.json')
         manifest.save(path)
         whole = path.read_bytes()

@@ -140,11 +140,20 @@ def test_candidates(run):
     other.save('manifest.npz')
     assert f'candidates {other.hash}\n' in run(*common, '--manifest', 'manifest.npz')
     assert manifest.hash != other.hash
+    assert 'Warning' not in run(*common, '--manifest', 'manifest.npz')  # nobody knows
+    replace(other, origin=asdict(protocol)).save('manifest.npz')
+    assert (
+        "Warning: the lists of the manifest were drawn for '101/eiclip, group kind', not for"
+        in (run(*common, '--manifest', 'manifest.npz'))
+    )
 
 
 def test_as_published(run):
-    names = ['--protocols', '101/fashionsap', '--group', 'kind', '--as-published']
-    assert '## 101/fashionsap as published\n' in run('bad_0.npz', 'good_0.npz', *names)
+    """Of the protocols that have defects and candidates; others stay as they are."""
+    names = ['--protocols', '101/fashionsap', 'full/product', '--group', 'kind', '--as-published']
+    printed = run('bad_0.npz', 'good_0.npz', *names)
+    assert '## 101/fashionsap as published, group kind\n' in printed
+    assert '## full/product\n' in printed
 
 
 def test_same_text(run):
@@ -156,7 +165,7 @@ def test_same_text(run):
     strict = run('mixed.npz', 'mixed.npz')
     assert re.search(r'i2t/R@1 +\| +0.00', strict)
     printed = run('mixed.npz', 'mixed.npz', '--same-text')
-    assert '## full/product, identical texts right\n' in printed
+    assert '## full/product, same text\n' in printed
     assert re.search(r'i2t/R@1 +\| 100.00', printed)
 
 
@@ -201,13 +210,42 @@ def test_different_texts_are_refused_where_equal_ones_count(run):
         (['good_0.npz', 'seed*.npz'], "no embeddings match 'seed*.npz'"),
         (['--protocols', '102/eiclip'], "unknown retrieval protocol '102/eiclip'; there are"),
         (['--protocols', '101/eiclip'], "the embeddings have no label 'subcategory'"),
-        (['--as-published'], 'no defect that changes numbers is known of full/first-image'),
-        (['--manifest', 'none.npz'], 'manifest none.npz does not exist'),
+        (
+            ['--manifest', 'none.npz', '--protocols', '101/eiclip'],
+            'manifest none.npz does not exist',
+        ),
         (['--ks', '61'], 'R@61 means nothing in a gallery of 60'),
         (['--level', '95'], 'level is a share between 0 and 1, as 0.95, got 95.0'),
+        (['--samples', '38'], 'intervals of level 0.95 need from 39 to 1,000,000 samples, got 38'),
+        (['good_0.npz,./good_0.npz', 'bad_0.npz'], 'a dump is given twice in'),
+        (['--out', 'bad_0.npz/out.json'], 'cannot be written: '),
+        (['none.npz', 'good_0.npz', '--out', '.'], '. cannot be written: Is a directory'),
     ],
 )
 def test_errors_are_one_sentence(run, arguments, message):
     if arguments[0].startswith('--'):
         arguments = ['bad_0.npz', 'good_0.npz', *arguments]
     assert message in refused(run, *arguments)
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (['--as-published'], '--as-published changes nothing but 101/fashionbert, 101/kaleido'),
+        (['--manifest', 'm.npz'], '--manifest is for one protocol; name it'),
+        (
+            ['--manifest', 'm.npz', '--protocols', '101/eiclip', '101/kaleido'],
+            'is for one protocol',
+        ),
+        (['--manifest', 'm.npz', '--protocols', '101/eiclip', '--group', 'kind'], 'no --group'),
+    ],
+)
+def test_options_that_do_not_go_together(run, capsys, arguments, message):
+    assert refused(run, 'bad_0.npz', 'good_0.npz', *arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_out_is_tried_before_scoring(run):
+    """And leaves nothing behind where scoring fails."""
+    assert 'none.npz do not exist' in refused(run, 'none.npz', 'good_0.npz', '--out', 'new/o.json')
+    assert list(Path('new').iterdir()) == []

@@ -1,6 +1,8 @@
 """Embeddings: what they accept, the three file formats, damaged files."""
 
 import json
+import pickle
+import zipfile
 from dataclasses import fields, replace
 
 import numpy as np
@@ -106,6 +108,26 @@ class TestFiles:
         assert found.label('brand')[:3].tolist() == ['Chloé', '', 'Chloé']
         assert found.label('code').tolist() == list(map(str, numbers))
 
+    @pytest.mark.parametrize('kind', ['>i8', '<u2', '<u4', '>u8', 'i1'])
+    def test_integers_of_any_kind(self, tmp_path, model, kind):
+        ids = ('image_product_id', 'product_id')
+        model = replace(model, **{name: getattr(model, name) + 60 for name in ids})
+        arrays = arrays_of(model)
+        for name, array in arrays.items():
+            if array.dtype == np.int64:
+                arrays[name] = array.astype(kind)
+        arrays |= {name: arrays[name].astype('>f4') for name in VECTORS}
+        np.savez(tmp_path / 'dump.npz', **arrays)
+        assert_same(Embeddings.load(tmp_path / 'dump.npz'), model)
+        for name, array in arrays.items():
+            np.save(tmp_path / f'{name}.npy', array)
+        assert_same(Embeddings.load(tmp_path), model)
+
+    def test_a_card_of_any_characters(self, tmp_path, model):
+        model = replace(model, card={'half \ud800': 'two \ud83d\ude00 of 😀, \0'})
+        model.save(tmp_path / 'dump.npz')
+        assert_same(Embeddings.load(tmp_path / 'dump.npz'), model)
+
     def test_what_may_be_left_out(self, tmp_path, model):
         arrays = arrays_of(model)
         kept = ('image', 'image_product_id', 'product', 'product_id')
@@ -123,9 +145,18 @@ class TestDamage:
     def test_not_there(self, tmp_path):
         with pytest.raises(FileNotFoundError, match=r'none.npz do not exist. Write them with tool'):
             Embeddings.load(tmp_path / 'none.npz')
+        with pytest.raises(ValueError, match=r'hold embeddings: a folder without arrays; expected'):
+            Embeddings.load(tmp_path)
+
+    def test_part_of_a_folder(self, tmp_path, model):
+        model.save(tmp_path / 'dump.npz')
         with pytest.raises(
-            ValueError, match=r'not hold embeddings: an empty folder; expected a .n'
+            ValueError, match=r"a folder that holds \['dump.npz'\]; give the file, not its folder"
         ):
+            Embeddings.load(tmp_path)
+        write_parquet(tmp_path, model)
+        (tmp_path / 'product.parquet').rename(tmp_path / 'other')
+        with pytest.raises(ValueError, match=r'product.parquet is missing beside the other .parq'):
             Embeddings.load(tmp_path)
 
     def test_arrays(self, tmp_path):
@@ -144,8 +175,63 @@ class TestDamage:
                 Embeddings.load(path)
         with path.open('wb') as file:
             np.save(file, np.ones(3))
-        with pytest.raises(ValueError, match='does not hold embeddings: one array alone; expected'):
+        with pytest.raises(
+            ValueError, match=r'does not hold embeddings: one array alone, a .npy; exp'
+        ):
             Embeddings.load(path)
+
+    @pytest.mark.parametrize(
+        'content', [b'0.1 0.2 0.3', pickle.dumps([1.0]), b'', b'PAR1', b'\x80\x04K\x01.']
+    )
+    def test_no_advice_to_unpickle(self, tmp_path, content):
+        path = tmp_path / 'dump.npz'
+        path.write_bytes(content)
+        (tmp_path / 'image.npy').write_bytes(content)
+        for file, message in ((path, 'so it is no .npz'), (tmp_path, 'not hold embeddings: ')):
+            with pytest.raises(ValueError, match=message) as error:
+                Embeddings.load(file)
+            assert 'load it unsafely' not in str(error.value)
+
+    def test_unknown_arrays_are_not_read(self, tmp_path, model):
+        """A small file may hold arrays that no memory does; at most five are named."""
+        path = tmp_path / 'dump.npz'
+        np.savez(path, **arrays_of(model), **{f'x{i}': np.zeros(1) for i in range(7)})
+        with zipfile.ZipFile(path, 'a') as archive, archive.open('a.npy', 'w') as member:
+            np.lib.format.write_array_header_1_0(
+                member, dict(descr='<f8', fortran_order=False, shape=(20 * 2**40,))
+            )
+        with pytest.raises(
+            ValueError,
+            match=r"lacks \[\] and has unknown \['a', 'x0', 'x1', 'x2', 'x3'\] and 3 more;",
+        ):
+            Embeddings.load(path)
+
+    @pytest.mark.parametrize('length', [20 * 2**40, 10**19, 10**30])
+    def test_header_of_an_array_that_no_memory_holds(self, tmp_path, model, length):
+        path = tmp_path / 'dump.npz'
+        arrays = arrays_of(model)
+        del arrays['image']
+        np.savez(path, **arrays)
+        with zipfile.ZipFile(path, 'a') as archive, archive.open('image.npy', 'w') as member:
+            np.lib.format.write_array_header_1_0(
+                member, dict(descr='<f8', fortran_order=False, shape=(length,))
+            )
+        with pytest.raises(ValueError, match=r'dump.npz does not hold embeddings: '):
+            Embeddings.load(path)
+
+    @pytest.mark.parametrize(
+        ('card', 'message'),
+        [
+            ('[1, 2]', r"card must be a JSON object, \{...\}, got '\[1, 2\]'"),
+            ('null', "card must be a JSON object.*got 'null'"),
+            ('[' * 10**5, 'maximum recursion depth'),
+            ('{', 'does not hold embeddings: Expecting property name'),
+        ],
+    )
+    def test_card(self, tmp_path, model, card, message):
+        np.savez(tmp_path / 'dump.npz', **arrays_of(model) | dict(card=np.array(card)))
+        with pytest.raises(ValueError, match=message):
+            Embeddings.load(tmp_path / 'dump.npz')
 
     @pytest.mark.parametrize('compressed', [False, True])
     def test_bytes(self, tmp_path, model, compressed):
@@ -191,6 +277,19 @@ class TestDamage:
         with pytest.raises(ValueError, match=r'image.parquet has no rows'):
             Embeddings.load(tmp_path)
 
+    def test_bytes_of_parquet(self, tmp_path, model):
+        write_parquet(tmp_path, model)
+        path = tmp_path / 'image.parquet'
+        whole, refused = path.read_bytes(), 0
+        for place in range(0, len(whole), 31):
+            path.write_bytes(whole[:place] + bytes([whole[place] ^ 255]) + whole[place + 1 :])
+            try:
+                Embeddings.load(tmp_path)  # parquet has no checksum of its values
+            except ValueError as error:
+                assert 'does not hold embeddings' in str(error)
+                refused += 1
+        assert refused > len(whole) / 31 / 4
+
     def test_written_as_npz_alone(self, model):
         with pytest.raises(ValueError, match=r"written as .npz, got the path 'dump.pkl'"):
             model.save('dump.pkl')
@@ -206,6 +305,7 @@ class TestDamage:
         (dict(image_view=torch.zeros(3).long()), r'image_view as many .* \(4, 2\) and \(3,\)'),
         (dict(image_view=torch.tensor([0, -1, 0, 1])), 'image_view counts from 0, got -1'),
         (dict(product_id=torch.zeros(2)), 'product_id as many integers, .*torch.float32'),
+        (dict(product_id=torch.tensor([True, False])), 'as many integers, .* of torch.bool'),
         (dict(product_text=torch.zeros(2, 1).long()), r'product_text as many .* and \(2, 1\)'),
         (dict(product=torch.ones(2)), r'product must be \(rows, D\).*got \(2,\)'),
         (dict(labels=dict(brand=np.array(['a']))), r"label 'brand' must be 2 strings.*got \(1,\)"),
@@ -221,6 +321,31 @@ def test_arrays_that_do_not_fit(change, message):
     )
     with pytest.raises(ValueError, match=message):
         Embeddings(**(given | change))
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        (dict(product_id=np.ones(2, bool)), 'product_id must be integers, got bool'),
+        (dict(image_product_id=np.ones(4)), 'image_product_id must be integers, got float64'),
+        (dict(product_id=np.array([1, 2**63], np.uint64)),
+         'product_id has numbers beyond int64, e.g. 9223372036854775808'),
+        (dict(image=np.ones((4, 2), np.complex64)), 'image must be floating.*torch.complex64'),
+        (dict(product=np.ones((2, 2), np.int8)), 'product must be floating, .* got torch.int8'),
+        (dict(image=np.array([[1, 0], [0, -1e300], [np.inf, 0], [np.nan, 1e39]])),
+         r'image has float64 numbers .* in 2 of 4 rows, first in row 1: up to 1e\+300, at'),
+    ],
+)  # fmt: skip
+def test_files_of_other_types(tmp_path, change, message):
+    given = dict(
+        image=np.ones((4, 2)),
+        image_product_id=np.array([1, 1, 2, 2]),
+        product=np.ones((2, 2)),
+        product_id=np.array([1, 2]),
+    )
+    np.savez(tmp_path / 'dump.npz', **(given | change))
+    with pytest.raises(ValueError, match=message):
+        Embeddings.load(tmp_path / 'dump.npz')
 
 
 def test_labels(model):

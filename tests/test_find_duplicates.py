@@ -181,6 +181,8 @@ def test_what_is_refused(case, capsys):
     with pytest.raises(SystemExit):
         run('--distance', '65')
     assert '--distance is a number of bits from 0 to 64, got 65' in capsys.readouterr().err
+    with pytest.raises(SystemExit, match=r'^config no\.py does not exist; name a file of configs/'):
+        tool.main(['no.py'])
     (folder / 'config.py').write_text('test_dataloader = None')
     with pytest.raises(SystemExit, match=r'has no train_dataloader; name a config with both'):
         run()

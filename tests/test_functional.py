@@ -162,6 +162,26 @@ class TestBothAhead:
         assert tied > 35
         assert (short > 70) == (ties != 'order')  # or the cases would not test what they say
 
+    @pytest.mark.parametrize('ties', ['against', 'for'])
+    def test_many_right_items_agree_with_loops(self, ties, monkeypatch):
+        """Beyond a few right items a query they are counted by search, not one by one."""
+        for many in (1, 2, 8):
+            monkeypatch.setattr(functional, 'MANY', many)
+            for seed in range(40):
+                (a, a_ids), (b, b_ids), chunk = random_sides(seed, most=40)
+                found = both_ahead(a, b, a_ids, b_ids, ties=ties, chunk=chunk)
+                sides = a.tolist(), b.tolist(), a_ids.tolist(), b_ids.tolist()
+                expected = references.gallery_ahead(*sides, ties)
+                assert found[0].tolist() == expected, (many, seed)
+
+    @pytest.mark.parametrize('dim', [512, 768, 1024, 4096])
+    @pytest.mark.parametrize('size', [1023, 1025, 1027])
+    def test_collapsed_model_scores_nothing_whatever_the_tiles(self, dim, size):
+        """Tiles of one row would sum in another order; equal vectors must stay equal."""
+        same, ids = torch.full((size, dim), dim**-0.5), torch.arange(size)
+        for found in both_ahead(same, same, ids, ids):
+            assert found.eq(size - 1).all()
+
     @pytest.mark.parametrize('ties', TIES)
     def test_scores_within_the_tolerance_are_equal(self, ties):
         """The right item has 0.8 of the length; a wrong one more or less by half or twice 1e-6."""
@@ -418,6 +438,8 @@ class TestErrors:
             (change(a=1e20 * torch.ones(3, 2)),
              'vectors as long as .* and 1.41 overflow float32 when multiplied; normalise them'),
             (change(a=1e19 * torch.ones(3, 2), b=1e25 * torch.ones(3, 2)), 'overflow float32'),
+            (change(a=1e-20 * torch.ones(3, 2), b=1e-20 * torch.ones(3, 2)),
+             'vectors no longer than 1.41e-20 and 1.41e-20 vanish in float32 .* normalise them'),
             (change(a=3e38 * torch.ones(3, 2)), 'overflow float32'),  # no infinity, but its sum is
             (change(chunk=0), 'chunk must be 1 or more, got 0'),
         ],

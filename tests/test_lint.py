@@ -266,6 +266,39 @@ def test_collapsed(side):
     assert lint(replace(embeddings, **{side: apart})) == []
 
 
+@pytest.mark.parametrize('side, product', [('image', 102), ('product', 105)])
+def test_one_vector_far_longer_than_others(side, product):
+    embeddings = clean()
+    rows = torch.nn.functional.normalize(getattr(embeddings, side), dim=1)
+    longer = rows.clone()
+    longer[5] *= 900
+    assert lint(replace(embeddings, **{side: longer})) == []
+    longer[5] *= 20
+    found = only(lint(replace(embeddings, **{side: longer})))
+    assert found.startswith(
+        f'The longest of the {side} embeddings, of product {product}, is 18,000 times as long'
+    )
+
+
+@pytest.mark.parametrize(
+    'part, value, silent',
+    [
+        ('text', 1, False),
+        ('data', ['val.json'], False),
+        ('text', dict(vocab_source=['val.json']), True),
+        ('data', dict(file=['val.json'], fold=['all'], near_duplicates=[3]), True),
+        ('data', dict(file='val.json', near_duplicates=dict(images=7)), True),
+        ('data', dict(file='val.json', near_duplicates=dict(images=[7], products=7)), True),
+        ('model', dict(chosen_on=dict(file='train.json', fold=['select'])), True),
+        ('model', dict(chosen_on='train.json'), True),
+    ],
+)
+def test_what_a_foreign_card_has_in_another_form_is_unknown(part, value, silent):
+    found = lint(clean(card=CARD | {part: value}))
+    assert (found == []) == silent
+    assert silent or 'do not say everything' in only(found)
+
+
 def test_near_duplicates():
     found = dict(images=7, products=1005, distance=4)
     written = dict(found, of_images=4471, of_products=4471, test_file='val.json')

@@ -207,6 +207,13 @@ def test_errors():
     for ks, message in (((0, 5), r'\(0, 5\)'), ((5, -1), r'\(5, -1\)'), ((), r'\(\)')):
         with pytest.raises(ValueError, match=f'recall needs ks of 1 or more, got {message}'):
             recall_at(ranks, ks)
+    for ks in ((1.0, 5.0), (1.5,), ('1',), (float('nan'),)):
+        with pytest.raises(ValueError, match='recall needs whole numbers ks, got'):
+            recall_at(ranks, ks)
+    with pytest.raises(
+        ValueError, match='no gallery is that large: recall at 99999999999999999999'
+    ):
+        recall_at(ranks, (1, 99999999999999999999))
     with pytest.raises(ValueError, match=r'ks of 1 or more, got \(0,\)'):
         discounted_gains(torch.tensor([[0]]), 0)
     for summary in (median_rank, lambda r: recall_at(r, (1,))):

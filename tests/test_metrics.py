@@ -202,6 +202,15 @@ class TestMetric:
         with pytest.raises(ValueError, match='no sample was collected but the dataset has 5'):
             metric.evaluate(5)
 
+    def test_a_protocol_twice_is_refused(self):
+        """They would share their keys; changed ones have names of their own."""
+        with pytest.raises(ValueError, match='RetrievalMetric has a protocol twice among'):
+            RetrievalMetric(['full/product', dict(name='full/product')])
+        metric = RetrievalMetric(['101/kaleido', dict(name='101/kaleido', group='brand')])
+        assert [p.name for p in metric.protocols] == ['101/kaleido', '101/kaleido, group brand']
+        with pytest.raises(ValueError, match='recall needs whole numbers ks'):
+            RetrievalMetric(ks=[1.5])
+
     def test_constructor_and_sample_errors(self):
         with pytest.raises(KeyError, match=r"unknown retrieval protocol 'full'.*full/first-image"):
             RetrievalMetric(['full'])

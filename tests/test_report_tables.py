@@ -14,13 +14,22 @@ from eiclip_mm.evaluation import Embeddings, draw_candidates, get_protocol, retr
 from eiclip_mm.evaluation.report import (
     Row,
     Table,
+    check_writable,
     protocol_card,
     to_csv,
     to_json,
     to_latex,
     to_markdown,
 )
-from eiclip_mm.evaluation.rows import published_rows, result_row, seed_rows, sizes, slice_rows
+from eiclip_mm.evaluation.rows import (
+    different,
+    other_lists,
+    published_rows,
+    result_row,
+    seed_rows,
+    sizes,
+    slice_rows,
+)
 from eiclip_mm.evaluation.statistics import intervals, over_seeds
 
 KS = (1, 2)
@@ -90,8 +99,21 @@ class TestRows:
 
     def test_foreign_cards_are_no_seeds(self):
         run = retrieve(split(), 'full/product')
-        runs = [replace(run, card=card) for card in ({}, {'model': 'CLIP'}, {'model': {}})]
+        models = ('CLIP', {}, {'config': 'a', 'seed': [0]}, {'config': ['a'], 'seed': 0})
+        runs = [replace(run, card=card) for card in ({}, *({'model': m} for m in models))] * 2
         assert list(seed_rows(runs, KS)) == []
+
+    def test_seeds_of_other_products_have_no_mean(self):
+        runs = [*seeds_of('a', 0, 1), *seeds_of('b', 0, 1)]
+        lost = runs[1].t2i.product_id[:1].tolist()
+        runs[1] = runs[1].of(runs[1].t2i.product_id[1:])
+        without, with_mean = seed_rows(runs, KS)
+        assert (without.method, without.values) == ('a (2 seeds)', {})
+        assert without.note.startswith('no mean: run 2 of 2 cannot be compared with the first: ')
+        assert f'1 products are in one of them alone, e.g. {lost}' in without.note
+        assert with_mean.values['t2i/R@2'] == over_seeds(runs[2:], KS)['t2i/R@2'].mean
+        text = to_markdown(Table('p', [Row('m', {'SumR': 1.0}), without]))
+        assert '| a (2 seeds)' not in text and '\n\n- a (2 seeds): no mean: run 2' in text
 
     def test_published(self):
         row = published_rows('101/eiclip')[0]
@@ -134,11 +156,12 @@ class TestRows:
 
     def test_no_value_of_a_label_has_a_name(self):
         embeddings = split()
-        labels = embeddings.label('subcategory').copy()
+        labels = embeddings.label('subcategory').astype('U9')
         labels[labels == 'a'] = ''
+        labels[-1] = '(none)'
         embeddings = replace(embeddings, labels=dict(subcategory=labels))
         rows = slice_rows('ours', retrieve(embeddings, 'full/product'), embeddings, 'subcategory')
-        assert '(none)' in {row.slice for row in rows}
+        assert {row.slice for row in rows} == {'b', 'c', 'd', '(none)', 'no value'}
 
     def test_sizes(self):
         assert sizes(retrieve(split(), 'full/first-image')) == (
@@ -215,6 +238,73 @@ class TestLatex:
             assert [rule in body for rule in (r'\toprule', r'\midrule', r'\bottomrule')] == [
                 True
             ] * 3
+
+    def test_a_name_cannot_end_a_line_or_belong_to_the_line_above(self):
+        rows = [Row(name, {'SumR': 1.0}, note='a\n\nb') for name in ('[2 cm] x', '*', 'c\n\nd')]
+        lines = to_latex(Table('full\n\nproduct', rows)).splitlines()
+        assert '' not in lines
+        assert lines[2] == r'\caption{full product}'
+        body = lines[lines.index(r'\midrule') + 1 : lines.index(r'\bottomrule')]
+        assert body == [r'{[}2 cm] x & 1.00 \\', r'{*} & 1.00 \\', r'c d & 1.00 \\']
+
+
+class TestWritable:
+    def test_tries_and_leaves_nothing(self, tmp_path):
+        path = tmp_path / 'new/deep/report.md'
+        check_writable(path)
+        assert list(path.parent.iterdir()) == []
+        path.write_text('kept')
+        check_writable(path)
+        assert path.read_text() == 'kept'
+
+    def test_refuses(self, tmp_path):
+        (tmp_path / 'file').touch()
+        for path in (tmp_path, tmp_path / 'file/report.md', tmp_path / 'file/deep/report.md'):
+            with pytest.raises(ValueError, match=f'^{path} cannot be written: .*another --out$'):
+                check_writable(path)
+
+
+class TestWhatDiffers:
+    @pytest.mark.parametrize(
+        'what, change',
+        [
+            ('products', dict(product_id=8, image_product_id=8)),
+            ('images (product, view)', dict(image_view=1)),
+            ('texts (product, caption)', dict(product_caption=1)),
+        ],
+    )
+    def test_dumps(self, what, change):
+        """Two dumps of a product that differ in one number, in another order."""
+        numbers = dict(product_id=[9, 7], image_product_id=[9, 7])
+        numbers |= dict(image_view=[0, 0], product_caption=[0, 0])
+        vectors = torch.eye(2)
+
+        def dump(**numbers):
+            arrays = {name: torch.tensor(values) for name, values in numbers.items()}
+            return Embeddings(image=vectors, product=vectors, **arrays)
+
+        one, same = dump(**numbers), dump(**{k: v[::-1] for k, v in numbers.items()})
+        other = dump(**{k: [v[0], change.get(k, v[1])] for k, v in numbers.items()})
+        assert list(different({'one': one, 'same': same})) == []
+        (found,) = different({'one': one, 'same': same, 'other': other})
+        assert found.startswith(f'other holds other {what} than one, 1 in it alone and 1 in one')
+
+    def test_lists(self):
+        embeddings = split()
+        drawn = get_protocol('101/fashionbert', queries=4, seed=3)
+        lists = draw_candidates(embeddings, drawn).manifest(embeddings, origin=asdict(drawn))
+        for asked in (drawn, replace(drawn, seed=1), replace(drawn, same_text=True)):
+            assert other_lists(lists, asked) == ''
+        for asked, what in (
+            (get_protocol('101/fashionbert'), 'queries differ'),
+            (get_protocol('101/kaleido', queries=4), 'candidates, unit, repeats differ'),
+        ):
+            found = other_lists(lists, asked)
+            assert found.startswith(
+                "the lists of the manifest were drawn for '101/fashionbert, 4 queries, seed 3', "
+                f'not for {asked.name}: {what}, so'
+            )
+            assert other_lists(replace(lists, origin={}), asked) == ''
 
 
 class TestData:

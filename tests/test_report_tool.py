@@ -8,17 +8,19 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from eiclip_mm.evaluation import Embeddings, Manifest, evaluate
+from eiclip_mm.evaluation import PROTOCOLS, Embeddings, Manifest, draw_candidates, evaluate
 
 ROOT = Path(__file__).resolve().parents[1]
 TOOL = ROOT / 'tools/analysis_tools/report.py'
 PRODUCTS = 30
+ENDS = ['Card', 'Warnings']
 VALIDATION = {'dataset': 'FashionGen', 'file': 'fashiongen_256_256_validation.h5', 'products': 7519}
 
 
@@ -167,7 +169,7 @@ class TestTables:
 
     def test_the_same_twice(self, report, tmp_path):
         dump = write(tmp_path / 'a.npz')
-        assert report(dump, '--samples', 30) == report(dump, '--samples', 30)
+        assert report(dump, '--samples', 40) == report(dump, '--samples', 40)
 
 
 class TestProtocols:
@@ -206,12 +208,51 @@ class TestProtocols:
         drawn = report(*options, '--seed', 5, '--save-manifests', manifests)
         (path,) = manifests.iterdir()
         stored = Manifest.load(path)
-        assert path.name == f'101_fashionsap-{stored.hash}.npz'
-        assert stored.origin['name'] == '101/fashionsap' and stored.origin['seed'] == 5
+        assert path.name == f'101_fashionsap-seed-5-{stored.hash}.npz'
+        assert stored.origin['name'] == '101/fashionsap, seed 5' and stored.origin['seed'] == 5
         read = report(*options, '--manifest', path)
         assert f'candidates {stored.hash}' in read
         assert line(read, dump) == line(drawn, dump)
         assert f'candidates {stored.hash}' not in report(*options)
+
+    def test_lists_of_another_protocol(self, report, tmp_path):
+        dump = write(tmp_path / 'a.npz')
+        path = tmp_path / 'lists.npz'
+        lists = draw_candidates(Embeddings.load(dump), '101/eiclip')
+        origin = asdict(PROTOCOLS['101/eiclip'])
+        for protocol, given, said in (
+            ('101/eiclip', origin, '"101/eiclip"'),
+            ('101/fashionsap', origin, '"101/eiclip"'),
+            ('101/fashionsap', {}, '"not stated in the manifest"'),
+        ):
+            lists.manifest(Embeddings.load(dump), given).save(path)
+            options = ('--protocols', protocol, '--manifest', path, '--samples', 0)
+            text = report(dump, *options)
+            assert f'- manifest_origin: `{said}`' in text
+            warned = "drawn for '101/eiclip', not for 101/fashionsap: candidates, queries differ"
+            assert (warned in text) == (protocol == '101/fashionsap' and given == origin)
+
+    def test_too_small_for_candidates(self, report, refused, tmp_path):
+        """What nobody asked for by name is left out; the rest is reported."""
+        dump = write(tmp_path / 'a.npz')
+        text = report(dump, '--samples', 0, '--ks', 1, 16)  # of groups of 15
+        assert titles(text) == ['full/first-image', '101/kaleido', '101/fashionsap', *ENDS]
+        assert 'R@16 means nothing in a gallery of 15 texts' in text
+        whole = Embeddings.load(dump)
+        alone = np.array([f'group {i}' for i in range(PRODUCTS)])
+        replace(whole, labels={'subcategory': alone}).save(dump)
+        text = report(dump, '--samples', 0)
+        assert titles(text) == ['full/first-image', '101/kaleido', '101/fashionsap', *ENDS]
+        for name in ('101/eiclip', '101/fashionbert'):
+            assert f'- {dump} is left out of a table: protocol {name}: the candidate pool' in text
+            assert 'the candidate pool is empty' in refused(dump, '--protocols', name)
+        first = torch.arange(2)
+        sides = {name: getattr(whole, name)[first] for name in ('image', 'product')}
+        ids = dict(product_id=first, image_product_id=first)
+        labels = {'subcategory': alone[:2]}
+        Embeddings(**sides, **ids, labels=labels).save(dump)
+        text = report(dump, '--samples', 0, '--ks', 1)
+        assert titles(text)[0] == 'full/first-image' and 'the candidate pool is empty' in text
 
 
 class TestPublished:
@@ -259,6 +300,63 @@ class TestWarnings:
         (own,) = [line for line in lines if 'chosen on the reported split' in line]
         assert own.startswith(f'- {chosen}: ')
 
+    def test_other_products_and_no_mean(self, report, tmp_path):
+        one, two = (
+            write(tmp_path / f'{s}.npz', views=2, model=dict(config='ours', seed=s)) for s in (0, 1)
+        )
+        whole = Embeddings.load(two)
+        texts, images = whole.product_id != 7, whole.image_product_id != 7
+        arrays = {
+            name: getattr(whole, name)[images if 'image' in name else texts]
+            for name in ('image', 'image_product_id', 'product', 'product_id')
+        }
+        Embeddings(**arrays, card=whole.card).save(two)
+        text = report(one, two, '--samples', 0, '--protocols', 'full/product')
+        for seed, dump in enumerate((one, two)):
+            recall = evaluate(Embeddings.load(dump), 'full/product')['i2t/R@1']
+            assert line(text, f'ours, seed {seed}')[1] == f'{recall:.2f}'
+        assert '| ours (2 seeds)' not in text and '- ours (2 seeds): no mean: run 2 of 2' in text
+        (warned,) = (x for x in self.warnings(text) if 'rows are not comparable' in x)
+        assert warned.startswith('- ours, seed 1 holds other products than ours, seed 0, 0 in it')
+        assert 'and 1 in ours, seed 0 alone, e.g. 7: ' in warned
+
+    def test_names_stay_in_their_line(self, report, tmp_path):
+        dump = write(
+            tmp_path / 'a.npz', model={'config': 'a\n\n## b|c', 'chosen_on': 1}, **{'x\n## y': 1}
+        )
+        text = report(dump, '--samples', 0, '--protocols', 'full/first-image')
+        assert titles(text) == ['full/first-image', *ENDS]
+        assert r'a ## b\|c:' in text and '- x ## y: `1`' in text
+
+
+class TestDuplicates:
+    @staticmethod
+    def found(path, ids, **more):
+        path.write_text(json.dumps(dict(product_ids=ids) | more), encoding='utf-8')
+        return '--duplicates', path
+
+    def test_are_a_slice(self, report, tmp_path):
+        dump = write(tmp_path / 'a.npz')
+        few = ('--samples', 0, '--protocols', 'full/first-image')
+        text = report(dump, *few, *self.found(tmp_path / 'd.json', [3, 5, 99]))
+        assert titles(text)[1] == f'full/first-image, {dump} by photo in train'
+        assert [line(text, name)[1] for name in ('near-duplicate', 'none')] == ['2', '28']
+        text = report(dump, *few, *self.found(tmp_path / 'd.json', []))
+        assert titles(text) == ['full/first-image', *ENDS] and '--duplicates' not in text
+
+    def test_of_another_split_are_no_slice(self, report, tmp_path):
+        dump = write(tmp_path / 'a.npz')
+        options = self.found(tmp_path / 'd.json', [99, 100])
+        text = report(dump, '--samples', 0, '--protocols', 'full/first-image', *options)
+        assert titles(text) == ['full/first-image', *ENDS]
+        assert f'- {dump} has none of the 2 products of --duplicates; run find_dup' in text
+
+    @pytest.mark.parametrize('ids', [['3'], [3.0], [None], [True], 3, '3', {'3': 1}])
+    def test_must_be_integers(self, refused, tmp_path, ids):
+        dump = write(tmp_path / 'a.npz')
+        said = refused(dump, *self.found(tmp_path / 'd.json', ids))
+        assert 'd.json is not what find_duplicates.py --out writes: ' in said
+
 
 class TestBadInput:
     def test_dumps(self, refused, tmp_path):
@@ -268,6 +366,14 @@ class TestBadInput:
         assert 'text.npz does not hold embeddings' in refused(path)
         dump = write(tmp_path / 'a.npz')
         assert 'a dump is given twice' in refused(dump, dump)
+        assert 'a dump is given twice' in refused(dump, f'{tmp_path}/./a.npz')
+
+    def test_out(self, refused, tmp_path):
+        """Is tried before the dumps are read."""
+        (tmp_path / 'file').touch()
+        assert 'report.md cannot be written: ' in refused('no.npz', '--out', tmp_path / 'file')
+        (tmp_path / 'out/report.md').mkdir(parents=True)
+        assert 'Is a directory' in refused('no.npz', '--out', tmp_path / 'out')
 
     def test_labels(self, refused, tmp_path):
         dump = write(tmp_path / 'a.npz')
@@ -275,6 +381,8 @@ class TestBadInput:
         assert said.startswith(f'{dump}: protocol 101/eiclip')
         assert "no label 'season'; they have ['brand', 'subcategory']" in said
         assert "no label 'season'" in refused(dump, '--slices', 'season')
+        said = refused(dump, '--group', 'season')
+        assert said.startswith("the embeddings have no label 'season'; they have ['brand', 'sub")
 
     def test_settings(self, refused, tmp_path):
         dump = write(tmp_path / 'a.npz', labels=False)
@@ -282,7 +390,9 @@ class TestBadInput:
         assert 'R@31 means nothing in a gallery of 30 texts' in refused(dump, '--ks', 31)
         assert 'recall needs ks of 1 or more, got (0,)' in refused(dump, '--ks', 0)
         assert 'level is a share between 0 and 1, as 0.95, got 95' in refused(dump, '--level', 95)
-        assert 'samples must be 1 or more, got -1' in refused(dump, '--samples', -1)
+        for samples in (-1, 38, 1_000_001):
+            said = refused(dump, '--samples', samples)
+            assert 'intervals of level 0.95 need from 39 to 1,000,000 samples, got' in said
         assert '--as-published changes nothing but 101/fashionbert, 101/kaleido' in refused(
             dump, '--protocols', 'full/pair', '--as-published'
         )

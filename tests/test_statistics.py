@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from eiclip_mm.evaluation import PROTOCOLS, Embeddings, Ranking, Retrieval, get_protocol, retrieve
+from eiclip_mm.evaluation.by_product import tables
 from eiclip_mm.evaluation.statistics import compare, intervals, over_seeds
 
 
@@ -190,6 +191,20 @@ class TestIntervals:
                 assert interval.value == pytest.approx(metrics[name])
                 assert interval.low < interval.value < interval.high, name
 
+    @pytest.mark.parametrize('level', [0.5, 0.8, 0.9, 0.95, 0.99])
+    def test_the_fewest_samples_span_them_all(self, level):
+        """Between the ends, which are the extremes, lies one more draw with the share ``level``."""
+        samples = round(2 / (1 - level)) - 1
+        run = result(*SMALL)
+        found = intervals(run, level=level, samples=samples)
+        drawn = tables([run], (1, 5, 10))[0].resampled(samples, seed=0)
+        assert [i.low for i in found.values()] == pytest.approx(drawn.min(0))
+        assert [i.high for i in found.values()] == pytest.approx(drawn.max(0))
+        for call in (lambda s: intervals(run, level=level, samples=s),
+                     lambda s: compare(run, run, level=level, samples=s)):  # fmt: skip
+            with pytest.raises(ValueError, match=f'need from {samples} to'):
+                call(samples - 1)
+
     def test_no_sum_without_its_recalls(self):
         assert 'SumR' not in intervals(result(*SMALL), ks=(1, 5))
 
@@ -197,7 +212,9 @@ class TestIntervals:
         ('change', 'message'),
         [
             (dict(level=95), 'level is a share between 0 and 1, as 0.95, got 95'),
-            (dict(samples=0), 'samples must be 1 or more, got 0'),
+            (dict(samples=38), 'level 0.95 need from 39 to 1,000,000 samples, got 38'),
+            (dict(level=0.9, samples=18), 'level 0.9 need from 19 to'),
+            (dict(samples=1_000_001), 'to 1,000,000 samples, got 1,000,001'),
             (dict(ks=(1, 200)), r'R@200 means nothing in a gallery of 100 texts'),
             (dict(ks=()), r'recall needs ks of 1 or more, got \(\)'),
             (dict(runs=[]), 'got no run; give one Retrieval or more'),

@@ -10,7 +10,7 @@ from mmengine.dist import is_main_process
 from mmengine.runner import Runner
 
 from eiclip_mm.evaluation import RetrievalMetric
-from eiclip_mm.evaluation.embeddings import npz_path
+from eiclip_mm.evaluation.files import npz_path
 
 
 def parse_args() -> argparse.Namespace:

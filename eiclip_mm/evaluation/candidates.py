@@ -108,7 +108,8 @@ class _Split:
             raise ValueError(
                 f'the candidate pool is empty: none of {len(product_ids)} products has a wrong '
                 f'candidate with group={candidates.group!r} and top_up={candidates.top_up!r}; '
-                "take another label as group, or top_up='others'"
+                'take another label (report.py --group LABEL), leave this protocol out or, in '
+                "Python, take Candidates(top_up='others')"
             )
 
     def i2t(self, rng, queries: int | None, unit: str) -> tuple[np.ndarray, np.ndarray]:

@@ -69,9 +69,15 @@ def check_order(ties: str, most: int) -> None:
 
 
 def check_lengths(a: Tensor, b: Tensor) -> None:
-    """No product of two vectors overflows."""
-    if not (a.max() * b.max()).isfinite():
+    """No product of two vectors overflows, nor do all of them vanish."""
+    longest = a.max() * b.max()
+    if not longest.isfinite():
         raise ValueError(
             f'vectors as long as {float(a.max()):.3g} and {float(b.max()):.3g} '
             'overflow float32 when multiplied; normalise them first'
+        )
+    if a.max() > 0 and b.max() > 0 and longest < 1e-30:
+        raise ValueError(
+            f'vectors no longer than {float(a.max()):.3g} and {float(b.max()):.3g} vanish in '
+            'float32 when multiplied; normalise them first'
         )

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .products import float32, scores_of_pairs
 
-SPARE = 1.05  # for squares of the errors above and the rounding of sums
+ROUNDING = 2.0**-16  # of the two float32 sums, for each dimension; far above what they may lose
 SHARE = 0.02  # of a tile; where more must be computed again, float32 is faster at once
 CALM = 1e-15  # vectors this short would leave the range of normal numbers
 
@@ -27,20 +27,23 @@ class Direction:
         ahead: (q, M) int64, to be added to.
         floor: (q, M) what a wrong item must reach to stand ahead; finite.
         length: (q,) of the queries times the longest item's.
+        dim: of the vectors.
     """
 
     ahead: Tensor
     floor: Tensor
     length: Tensor
+    dim: int
 
     @property
     def margin(self) -> Tensor:
         """(q, M) by how much a score near the floor may be wrong."""
-        return SPARE * (2**-7 * self.length[:, None] + 2**-8 * self.floor.abs())
+        spare = 1.01 + self.dim * ROUNDING  # 1.01 for the squares of the errors
+        return spare * (2**-7 * self.length[:, None] + 2**-8 * self.floor.abs())
 
     def of(self, rows: slice) -> 'Direction':
         """The queries of a tile; adding to them adds to all."""
-        return Direction(self.ahead[rows], self.floor[rows], self.length[rows])
+        return Direction(self.ahead[rows], self.floor[rows], self.length[rows], self.dim)
 
 
 @lru_cache
@@ -53,8 +56,7 @@ def fast_bfloat16() -> bool:
 def worthwhile(a_length: Tensor, b_length: Tensor) -> bool:
     """Whether vectors of these lengths may be counted so, here and in this range of numbers."""
     lengths = torch.cat([a_length, b_length])
-    calm = (lengths > CALM) | (lengths == 0)
-    return lengths.device.type == 'cpu' and fast_bfloat16() and bool(calm.all())
+    return lengths.device.type == 'cpu' and fast_bfloat16() and bool((lengths > CALM).all())
 
 
 class CoarseCounter:

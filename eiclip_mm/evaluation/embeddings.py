@@ -1,30 +1,33 @@
 """What a model makes of one split, in memory and in files: all that evaluation ever reads."""
 
 import json
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from tokenize import TokenError
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
 from torch import Tensor
 
-VECTORS = ('image', 'product')
+from .files import (
+    FORMATS,
+    LABEL,
+    UNREADABLE,
+    VECTORS,
+    integers,
+    json_object,
+    native,
+    npz_path,
+    open_npz,
+    read_folder,
+)
+
 NUMBERS = dict(
     image=('image_product_id', 'image_view'),
     product=('product_id', 'product_caption', 'product_text'),
 )
 REQUIRED = ('image', 'image_product_id', 'product', 'product_id')
-LABEL = 'label.'  # label.brand is the array of the label brand
-# what numpy raises, depending on where in a file the damage is
-UNREADABLE = (
-    ValueError, TypeError, KeyError, AttributeError, EOFError, NotImplementedError, BadZipFile,
-    TokenError, zlib.error,
-)  # fmt: skip
-FORMATS = 'a .npz file, or a folder of .npy files or of image.parquet and product.parquet'
+INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -32,7 +35,7 @@ class Embeddings:
     """What a model makes of one split: embedded once, scored by every protocol.
 
     Attributes:
-        image: (N, D) image embeddings, one for each view of each product.
+        image: (N, D) image embeddings, one for each view of each product; floating.
         image_product_id: (N,) integers, the product an image shows.
         product: (P, D) text embeddings, one for each caption of each product.
         product_id: (P,) integers, the product a text describes.
@@ -57,7 +60,8 @@ class Embeddings:
 
     def __post_init__(self):
         for ids, numbers in (('image_product_id', 'image_view'), ('product_id', 'product_caption')):
-            if getattr(self, numbers) is None:
+            integer = getattr(self, ids).dtype in INTEGERS  # others are refused below
+            if integer and getattr(self, numbers) is None:
                 object.__setattr__(self, numbers, numbered(getattr(self, ids)))
         for side in VECTORS:
             self._check_side(side)
@@ -72,11 +76,12 @@ class Embeddings:
         vectors = getattr(self, side)
         keys = {n: getattr(self, n) for n in NUMBERS[side] if getattr(self, n) is not None}
         for name, key in keys.items():
-            if vectors.ndim != 2 or key.shape != vectors.shape[:1] or key.is_floating_point():
+            if vectors.ndim != 2 or key.shape != vectors.shape[:1] or key.dtype not in INTEGERS:
                 raise ValueError(
-                    f'{side} must be (rows, D) and {name} as many integers, got '
+                    f'{side} must be (rows, D) and {name} as many integers, such as int64, got '
                     f'{tuple(vectors.shape)} and {tuple(key.shape)} of {key.dtype}'
                 )
+        _check_vectors(side, vectors)
         own = list(keys)[:2]
         if (keys[own[1]] < 0).any():
             raise ValueError(f'{own[1]} counts from 0, got {int(keys[own[1]].min())}')
@@ -155,7 +160,11 @@ class Embeddings:
 
         A folder holds each array as ``NAME.npy`` (mapped into memory, so it may be large), or the
         columns ``image, image_product_id, …`` in ``image.parquet`` and ``product, product_id, …``
-        in ``product.parquet``.
+        in ``product.parquet``. Integers of any kind become int64.
+
+        Raises:
+            FileNotFoundError: there is no such file or folder.
+            ValueError: it does not hold embeddings; says what is wrong.
         """
         path = Path(path)
         if not path.exists():
@@ -164,83 +173,47 @@ class Embeddings:
                 f'RetrievalMetric(out=...) or as {FORMATS}.'
             )
         try:
-            return cls._from_arrays(_read(path))
+            if path.is_dir():
+                return cls._from_arrays(read_folder(path))
+            with open(path, 'rb') as file, open_npz(file) as arrays:
+                return cls._from_arrays(arrays)
         except UNREADABLE as error:
             raise ValueError(f'{path} does not hold embeddings: {error}') from error
 
     @classmethod
-    def _from_arrays(cls, arrays: dict[str, np.ndarray]) -> 'Embeddings':
-        card = arrays.pop('card', None)
-        labels = {n: arrays.pop(n) for n in list(arrays) if n.startswith(LABEL)}
+    def _from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> 'Embeddings':
         known = {name for side in VECTORS for name in (side, *NUMBERS[side])}
+        labels = [name for name in arrays if name.startswith(LABEL)]
         missing = sorted(set(REQUIRED) - arrays.keys())
-        unknown = sorted(arrays.keys() - known)
-        if missing or unknown:
+        unknown = sorted(arrays.keys() - known - {'card', *labels})
+        if missing or unknown:  # before any array is read: an unknown one may be of any size
+            more = f' and {len(unknown) - 5} more' if len(unknown) > 5 else ''
             raise ValueError(
-                f'it lacks {missing} and has unknown {unknown}; expected {sorted(known)}, '
-                f"'card' and labels such as '{LABEL}brand'"
+                f'it lacks {missing} and has unknown {unknown[:5]}{more}; expected '
+                f"{sorted(known)}, 'card' and labels such as '{LABEL}brand'"
             )
+        of_kind = {name: native if name in VECTORS else integers for name in known}
         return cls(
-            **{name: torch.from_numpy(array) for name, array in arrays.items()},
-            labels={n.removeprefix(LABEL): np.asarray(v).astype(str) for n, v in labels.items()},
-            card={} if card is None else json.loads(str(card)),
+            **{
+                name: torch.from_numpy(of_kind[name](name, arrays[name]))
+                for name in known & arrays.keys()
+            },
+            labels={n.removeprefix(LABEL): np.asarray(arrays[n]).astype(str) for n in labels},
+            card=json_object('card', arrays['card']) if 'card' in arrays else {},
         )
 
 
-def _read(path: Path) -> dict[str, np.ndarray]:
-    if path.is_file():
-        with open(path, 'rb') as file:
-            stored = np.load(file, allow_pickle=False)
-            if isinstance(stored, np.ndarray):
-                raise ValueError(f'one array alone; expected {FORMATS}')
-            with stored:
-                return {name: stored[name] for name in stored.files}
-    if (path / 'image.parquet').is_file():
-        return _read_parquet(path / 'image.parquet') | _read_parquet(path / 'product.parquet')
-    files = sorted(path.glob('*.npy'))
-    if not files:
-        raise ValueError(f'an empty folder; expected {FORMATS}')
-    # 'c': private to this process, so that torch may have it, but read from the file when needed
-    return {file.stem: np.load(file, mmap_mode='c', allow_pickle=False) for file in files}
-
-
-def _read_parquet(path: Path) -> dict[str, np.ndarray]:
-    try:
-        from pyarrow import ArrowInvalid, compute, parquet
-    except ImportError as error:
-        raise ImportError(
-            "reading parquet needs pyarrow: pip install 'eiclip_mm[report]'"
-        ) from error
-    try:
-        table = parquet.read_table(path)
-    except ArrowInvalid as error:
-        raise ValueError(f'{path.name}: {error}') from error
-    if table.num_rows == 0:
-        raise ValueError(f'{path.name} has no rows')
-    arrays = {}
-    for name in table.column_names:
-        column = table[name].combine_chunks()
-        if name not in VECTORS:
-            if name.startswith(LABEL):
-                column = column.cast('string').fill_null('')
-            arrays[name] = column.to_numpy(zero_copy_only=False)
-            continue
-        lengths = set(compute.list_value_length(column).to_pylist())
-        if len(lengths) > 1 or None in lengths:
-            raise ValueError(f'{path.name}: vectors of column {name!r} differ in length')
-        values = column.flatten().to_numpy(zero_copy_only=False)
-        arrays[name] = values.reshape(table.num_rows, -1).copy()
-    return {
-        name: array.astype(str) if array.dtype == object else array.copy()
-        for name, array in arrays.items()
-    }
-
-
-def npz_path(path: str | Path) -> Path:
-    """The path, which must end in .npz: numpy would append it in silence."""
-    if Path(path).suffix != '.npz':
-        raise ValueError(f'embeddings are written as .npz, got the path {str(path)!r}')
-    return Path(path)
+def _check_vectors(side: str, vectors: Tensor) -> None:
+    if not vectors.is_floating_point():
+        raise ValueError(f'{side} must be floating, such as float32, got {vectors.dtype}')
+    if vectors.dtype == torch.float64:
+        rows = (vectors.float().isinf() & vectors.isfinite()).any(1).nonzero().flatten()
+        if len(rows):
+            raise ValueError(
+                f'{side} has float64 numbers beyond float32, in which evaluation computes, in '
+                f'{len(rows)} of {len(vectors)} rows, first in row {int(rows[0])}: up to '
+                f'{float(vectors[rows[0]].abs().max()):.3g}, at most 3.4e38; normalise them first'
+            )
 
 
 def numbered(ids: Tensor) -> Tensor:

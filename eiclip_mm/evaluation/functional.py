@@ -2,17 +2,19 @@
 
 For a query q and one of its right items r,
 
-    ahead(q, r) = #{g wrong: <q, g> >= <q, r> - tol(q)},     tol(q) = 1e-6 |q| max over g of |g|,
+    ahead(q, r) = #{g wrong: <q, g> >= <q, r> - tol(q)},     tol(q) = TIE |q| max over g of |g|,
 
 and the rank of the query is 1 + ahead of its best right item. Ties count against the model: if they
 counted for it, a collapsed model would score 100 %. The tolerance is there because equal vectors
-can differ in the last bits of one matrix product; it grows with the vectors, so their scale
-changes no rank, and is 1e-6 at unit length. With ``ties='for'``, as some released evaluators have
+can differ in the last bits of one matrix product, the more so the more dimensions are summed; it
+grows with the vectors, so their scale changes no rank. TIE is 1e-6, in more than 512 dimensions
+1e-6 D / 512. With ``ties='for'``, as some released evaluators have
 it, a wrong item counts only when it is nearer by more than the tolerance; with ``'order'`` an
 equally near one counts when it stands earlier in the gallery, as in a stable sort. Source: ours.
 """
 
 from collections.abc import Iterator
+from math import ceil
 
 import torch
 from mmengine.dist import all_reduce, get_rank, get_world_size
@@ -23,7 +25,12 @@ from .coarse import CoarseCounter, Direction, worthwhile
 from .measures import first_ranks
 from .products import float32, scores_among
 
-TIE = 1e-6  # cosines that differ by no more are equal
+MANY = 8  # right items of a query beyond which comparing with each in turn is slow
+
+
+def tie(dim: int) -> float:
+    """Cosines of vectors of ``dim`` dimensions that differ by no more are equal."""
+    return 1e-6 * max(1, dim / 512)
 
 
 def ranks(
@@ -149,7 +156,11 @@ def candidate_ahead(
         listed = candidates[rows] >= 0
         among = candidates[rows].clamp(min=0).long()
         scores = scores_among(queries[rows], gallery, among)
-        tolerance = TIE * query_length[rows] * torch.where(listed, length[among], 0).amax(1)
+        tolerance = (
+            tie(queries.shape[1])
+            * query_length[rows]
+            * torch.where(listed, length[among], 0).amax(1)
+        )
         wrong = scores.masked_fill(right[rows] | ~listed, -torch.inf)
         floor = scores.masked_fill(~right[rows], -torch.inf).topk(ahead.shape[1]).values
         earlier = None
@@ -181,8 +192,9 @@ def _ahead_of_both(
     # cheaply from the very products that are counted later, not from another kernel.
     a_order, b_order = a_ids.argsort(stable=True), b_ids.argsort(stable=True)
     sides = _in_order(a, a_order), _in_order(b, b_order), a_ids[a_order], b_ids[b_order], chunk
-    a_tol = TIE * a_length[a_order] * b_length.max()
-    b_tol = TIE * b_length[b_order] * a_length.max()
+    a_scale = a_length[a_order] * b_length.max()
+    b_scale = b_length[b_order] * a_length.max()
+    a_tol, b_tol = tie(a.shape[1]) * a_scale, tie(a.shape[1]) * b_scale
 
     (a_first, a_most), (b_first, b_most) = (
         _right_places(x, y) for x, y in ((sides[2], sides[3]), (sides[3], sides[2]))
@@ -192,15 +204,18 @@ def _ahead_of_both(
     a_right, b_right = _right_scores(*sides, a_first, b_first, most)  # (A, M), (B, M')
     a_ahead = torch.zeros_like(a_right, dtype=torch.int64)
     b_ahead = torch.zeros_like(b_right, dtype=torch.int64)
-    room = _room(*sides)
+    room = _room(*sides[:2], chunk)
     strict, lowest = ties == 'for', torch.finfo(a.dtype).min
     sign = 1 if strict else -1
     coarse = None
-    if ties != 'order' and worthwhile(a_length, b_length):
+    if ties != 'order' and max(most) <= MANY and worthwhile(a_length, b_length):
         coarse = CoarseCounter(min(chunk, len(a)), min(chunk, len(b)), a.shape[1], strict)
     a_side, b_side = (
-        Direction(ahead, (right + sign * tol[:, None]).clamp(min=lowest), tol / TIE)
-        for ahead, right, tol in ((a_ahead, a_right, a_tol), (b_ahead, b_right, b_tol))
+        Direction(ahead, (right + sign * tol[:, None]).clamp(min=lowest), scale, a.shape[1])
+        for ahead, right, tol, scale in (
+            (a_ahead, a_right, a_tol, a_scale),
+            (b_ahead, b_right, b_tol, b_scale),
+        )
     )
     for rows, columns, right in _spans(*sides, shared=shared):
         tile = sides[0][rows], sides[1][columns]
@@ -244,7 +259,7 @@ def _count(
             out[(scores >= right - tolerance) & earlier] = 1
         return out
 
-    for m in range(right.shape[1]):
+    for m in range(min(right.shape[1], MANY)):
         has = right[:, m].isfinite()
         if m == 0 or has.all():
             found = nearer(scores, right[:, m, None], tolerance[:, None])
@@ -252,6 +267,23 @@ def _count(
         elif has.any():  # few queries have many right items
             found = nearer(scores[has], right[has, m, None], tolerance[has, None])
             ahead[has, m] += found.sum(1).long()
+    more = right[:, MANY:]
+    rows = more.isfinite().any(1).nonzero().flatten()
+    if len(rows):
+        sign = -1 if ties == 'against' else 1
+        floors = (more[rows] + sign * tolerance[rows, None]).flip(1)  # ascending
+        ahead[rows, MANY:] += _reaching(scores[rows], floors, strict=ties == 'for').flip(1)
+
+
+def _reaching(scores: Tensor, floors: Tensor, strict: bool) -> Tensor:
+    """(q, M) how many of ``scores`` (q, g) reach each of ``floors`` (q, M), ascending in a row.
+
+    One search for each score instead of one comparison with each floor.
+    """
+    below = torch.searchsorted(floors, scores.contiguous(), right=not strict)  # (q, g) floors
+    number = torch.zeros(len(floors), floors.shape[1] + 1, dtype=torch.int64, device=floors.device)
+    number.scatter_add_(1, below, torch.ones_like(below))
+    return number.flip(1).cumsum(1).flip(1)[:, 1:]
 
 
 def _right_places(ids: Tensor, others: Tensor) -> tuple[Tensor, int]:
@@ -276,7 +308,7 @@ def _right_scores(
     """
     a_right = a.new_full((len(a), most[0]), -torch.inf)
     b_right = b.new_full((len(b), most[1]), -torch.inf)
-    room = _room(a, b, a_ids, b_ids, chunk)
+    room = _room(a, b, chunk)
     for rows, columns, right in _spans(a, b, a_ids, b_ids, chunk, only_right=True):
         scores = _product(a[rows], b[columns], room)
         if max(most) == 1:
@@ -307,9 +339,11 @@ def _spans(
     """
     a_list, b_list = a_ids.tolist(), b_ids.tolist()
     first, step = (get_rank(), get_world_size()) if shared else (0, 1)
-    for row in range(first * chunk, len(a), step * chunk):
-        for column in range(0, len(b), chunk):
-            rows, columns = slice(row, row + chunk), slice(column, column + chunk)
+    # Tiles of about one size: a product of few rows would take another kernel and sum otherwise.
+    height, width = (ceil(n / ceil(n / chunk)) for n in (len(a), len(b)))
+    for row in range(first * height, len(a), step * height):
+        for column in range(0, len(b), width):
+            rows, columns = slice(row, row + height), slice(column, column + width)
             a_span, b_span = a_list[rows], b_list[columns]
             if a_span[0] <= b_span[-1] and b_span[0] <= a_span[-1]:
                 yield rows, columns, a_ids[rows, None] == b_ids[columns]
@@ -317,7 +351,7 @@ def _spans(
                 yield rows, columns, None
 
 
-def _room(a: Tensor, b: Tensor, a_ids: Tensor, b_ids: Tensor, chunk: int) -> Tensor:
+def _room(a: Tensor, b: Tensor, chunk: int) -> Tensor:
     """Memory for the scores of a tile, one for all tiles: new pages cost as much as comparing."""
     return a.new_empty(min(chunk, len(a)) * min(chunk, len(b)))
 

@@ -31,6 +31,7 @@ NEEDED = {
 }
 SAMPLE = 1000  # rows of which the mean cosine is taken
 COLLAPSED = 0.99  # mean cosine
+LONG = 1000  # times the median length
 
 
 def lint(
@@ -59,6 +60,7 @@ def lint(
         *_same_texts(embeddings, retrieval),
         *_same_images(embeddings),
         *_collapsed(embeddings),
+        *_lengths(embeddings),
         *(() if retrieval is None else (*_ceiling(retrieval), *_queries(embeddings, retrieval))),
     ]
 
@@ -68,7 +70,8 @@ def _unchecked(embeddings: Embeddings) -> Iterator[str]:
     lost = {
         f'card {part}.{key}': what
         for (part, key), what in NEEDED.items()
-        if key not in (_at(card, part) or {})  # None is an answer: nothing was chosen
+        if not isinstance(card.get(part), Mapping)
+        or key not in card[part]  # None is an answer: nothing was chosen
     }
     if embeddings.product_text is None:
         lost['array product_text'] = 'which texts are equal'
@@ -104,7 +107,7 @@ def _counts(embeddings: Embeddings) -> Iterator[str]:
 
 
 def _vocabulary(card: Mapping) -> Iterator[str]:
-    file, source = _name(_at(card, 'data', 'file')), _at(card, 'text', 'vocab_source')
+    file, source = _name(_at(card, 'data', 'file')), _text(_at(card, 'text', 'vocab_source'))
     # the whole name: val.json is not in "my_val.json"
     if file and source and re.search(rf'(?<![\w.-]){re.escape(file)}(?!\w)', source):
         yield (
@@ -118,7 +121,7 @@ def _choice(card: Mapping) -> Iterator[str]:
     data, chosen = _at(card, 'data'), _at(card, 'model', 'chosen_on')
     file = _name(_at(data, 'file'))
     same_file = file is not None and _name(_at(chosen, 'file')) == file
-    folds = {_at(part, 'fold') or 'all' for part in (data, chosen)}
+    folds = {_text(_at(part, 'fold')) or 'all' for part in (data, chosen)}
     if _at(chosen, 'reported') is True or (same_file and folds != DISJOINT):
         yield (
             f'The checkpoint was chosen on the reported split ({file or "says the card"}), so its '
@@ -135,12 +138,14 @@ def _near_duplicates(card: Mapping, duplicates: Mapping | None) -> Iterator[str]
             f'The near-duplicates given are those of {other}, but {file} is reported; run '
             'tools/analysis_tools/find_duplicates.py with the config of this result.'
         )
-    elif _at(found, 'images'):
-        of = found.get('of_products', found.get('of'))
+        return
+    images, products = (_at(found, name) for name in ('images', 'products'))
+    of = _at(found, 'of_products') or _at(found, 'of')
+    if images and all(isinstance(count, int) for count in (images, products)):
         yield (
-            f'{found["images"]:,} images of {found["products"]:,} products'
-            + (f', of {of:,},' if of else '')
-            + f' have a near-duplicate in train (hashes at most {found.get("distance")} bits '
+            f'{images:,} images of {products:,} products'
+            + (f', of {of:,},' if isinstance(of, int) else '')
+            + f' have a near-duplicate in train (hashes at most {_at(found, "distance")} bits '
             'apart); report the numbers without these products beside those with them.'
         )
 
@@ -202,6 +207,19 @@ def _collapsed(embeddings: Embeddings) -> Iterator[str]:
             )
 
 
+def _lengths(embeddings: Embeddings) -> Iterator[str]:
+    for side, ids in (('image', embeddings.image_product_id), ('product', embeddings.product_id)):
+        length = torch.linalg.vector_norm(getattr(embeddings, side).double(), dim=1)
+        longest, median = float(length.max()), float(length.median())
+        if longest > LONG * median > 0:
+            yield (
+                f'The longest of the {side} embeddings, of product {int(ids[length.argmax()])}, '
+                f'is {longest / median:,.0f} times as long as the median one; the tolerance for '
+                'ties grows with it, so many items may tie, which counts as wrong; normalise the '
+                'embeddings.'
+            )
+
+
 def _ceiling(retrieval: Retrieval) -> Iterator[str]:
     protocol, images = retrieval.protocol, retrieval.num_images
     limited = protocol.right == 'pair' and protocol.candidates is None and protocol.ties != 'for'
@@ -243,6 +261,11 @@ def _at(card: object, *path: str) -> object:
     for name in path:
         card = card.get(name) if isinstance(card, Mapping) else None
     return card
+
+
+def _text(value: object) -> str | None:
+    """The value if it is a string; a foreign card may have anything there."""
+    return value if isinstance(value, str) else None
 
 
 def _name(path: object) -> str | None:

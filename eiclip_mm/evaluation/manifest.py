@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from .embeddings import UNREADABLE, Embeddings, npz_path
+from .embeddings import Embeddings
+from .files import UNREADABLE, integers, json_object, npz_path, open_npz
 
 DIRECTIONS = ('i2t', 't2i')
 
@@ -73,7 +74,7 @@ class Manifest:
 
     def save(self, path: str | Path) -> None:
         """Write the arrays of the class to a compressed .npz."""
-        path = npz_path(path)
+        path = npz_path(path, 'manifests')
         path.parent.mkdir(parents=True, exist_ok=True)
         np.savez_compressed(
             path,
@@ -88,12 +89,14 @@ class Manifest:
     def load(cls, path: str | Path) -> 'Manifest':
         """Read what :meth:`save` wrote, or lists made elsewhere; ``origin`` may be missing."""
         if not Path(path).is_file():
-            raise FileNotFoundError(f'manifest {path} does not exist; write one with report.py.')
+            raise FileNotFoundError(
+                f'manifest {path} does not exist; write one with report.py --save-manifests DIR'
+            )
         names = [f'{d}_{part}' for d in DIRECTIONS for part in ('query', 'candidates')]
         try:
-            with open(path, 'rb') as file, np.load(file, allow_pickle=False) as stored:
-                arrays = {name: stored[name] for name in names}
-                origin = json.loads(str(stored['origin'])) if 'origin' in stored.files else {}
+            with open(path, 'rb') as file, open_npz(file) as stored:
+                arrays = {name: integers(name, stored[name]) for name in names}
+                origin = json_object('origin', stored['origin']) if 'origin' in stored else {}
             return cls(**arrays, origin=origin)
         except UNREADABLE as error:
             raise ValueError(f'{path} is not a manifest with {names}: {error}') from error
@@ -145,18 +148,20 @@ class Lists:
 def _row_of(ids, numbers):
     """A function from (..., 2) pairs of id and number to their rows, -1 for pairs of number -1."""
     ids, numbers = ids.cpu().numpy(), numbers.cpu().numpy()
-    values, id_rank = np.unique(ids, return_inverse=True)
-    width = int(numbers.max()) + 2
-    keys = id_rank * width + numbers
+    known_ids, id_rank = np.unique(ids, return_inverse=True)
+    known_numbers, number_rank = np.unique(numbers, return_inverse=True)
+    keys = id_rank * len(known_numbers) + number_rank  # of ranks: numbers may be of any size
     order = keys.argsort()
     keys = keys[order]
 
     def rows(pairs: np.ndarray, what: str) -> np.ndarray:
         id_, number = pairs[..., 0], pairs[..., 1]
-        place = np.searchsorted(values, id_).clip(max=len(values) - 1)
-        wanted = place * width + number.clip(max=width - 1)
+        id_place = np.searchsorted(known_ids, id_).clip(max=len(known_ids) - 1)
+        place = np.searchsorted(known_numbers, number).clip(max=len(known_numbers) - 1)
+        wanted = id_place * len(known_numbers) + place
         found = np.searchsorted(keys, wanted).clip(max=len(keys) - 1)
-        known = (values[place] == id_) & (keys[found] == wanted)
+        known = (known_ids[id_place] == id_) & (known_numbers[place] == number)
+        known &= keys[found] == wanted
         lost = pairs[~known & (number >= 0)]
         if len(lost):
             raise ValueError(

@@ -8,6 +8,7 @@ Definitions are those of trec_eval, with binary relevance.
 
 import statistics
 from collections.abc import Mapping, Sequence
+from operator import index
 
 import torch
 from torch import Tensor
@@ -93,9 +94,15 @@ def sum_recall(i2t: Mapping[int, float], t2i: Mapping[int, float]) -> float:
 
 
 def check_ks(ks: Sequence[int]) -> None:
-    """Refuse recalls at nothing."""
-    if not len(ks) or any(k < 1 for k in ks):
-        raise ValueError(f'recall needs ks of 1 or more, got {tuple(ks)}')
+    """Refuse recalls at nothing, and at what is no whole number."""
+    try:
+        whole = [index(k) for k in ks]
+    except TypeError as error:
+        raise ValueError(f'recall needs whole numbers ks, got {tuple(ks)}') from error
+    if not whole or min(whole) < 1:
+        raise ValueError(f'recall needs ks of 1 or more, got {tuple(whole)}')
+    if max(whole) >= 2**31:
+        raise ValueError(f'no gallery is that large: recall at {max(whole)}')
 
 
 def _check_ranks(ranks: Tensor) -> None:

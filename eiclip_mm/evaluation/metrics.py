@@ -20,7 +20,8 @@ from torch import Tensor
 from eiclip_mm.registry import METRICS
 from eiclip_mm.version import __version__
 
-from .embeddings import VECTORS, Embeddings, npz_path, numbered
+from .embeddings import Embeddings, numbered
+from .files import VECTORS, npz_path
 from .measures import SUM_KS, check_ks
 from .protocols import get_protocol
 from .report import protocol_card, recall_table
@@ -75,6 +76,9 @@ class RetrievalMetric(BaseMetric):
         ]
         if not self.protocols:
             raise ValueError(f'RetrievalMetric needs a protocol, got {chosen!r}')
+        names = [protocol.name for protocol in self.protocols]
+        if len(set(names)) < len(names):
+            raise ValueError(f'RetrievalMetric has a protocol twice among {names}')
         check_ks(ks)
         self.ks, self.card = tuple(ks), dict(card or {})
         self.out = None if out is None else npz_path(out)

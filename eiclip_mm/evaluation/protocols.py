@@ -4,7 +4,7 @@ Protocols differ by several points of R@1 on one set of embeddings, so a number 
 the name of its protocol. ``docs/protocols.md`` says of each what it may be compared with.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 from .candidates import LEVELS, Candidates
 from .checks import TIES
@@ -22,7 +22,8 @@ class Protocol:
         right: what counts as right: ``'product'``, any image or text of the same product, or
             ``'pair'``, one image for one text alone.
         same_text: also a product with an identical text is right.
-        ties: items with the score of the right one count ``'against'`` the model or ``'for'`` it.
+        ties: items with the score of the right one count ``'against'`` the model, ``'for'`` it, or
+            by ``'order'``, when they stand earlier.
         candidates: how the candidates of a query are drawn; ``None``: all are candidates.
         queries: random queries a direction; ``None``: all.
         unit: random i2t queries are products with a random view (``'product'``) or images.
@@ -65,6 +66,16 @@ class Protocol:
                 f'a protocol needs 1 query and 1 repeat or more, got {self.queries} and '
                 f'{self.repeats}'
             )
+        plain = {f.name: f.default for f in fields(Protocol)}
+        unused = ('queries', 'unit', 'repeats', 'split_keys', 'masked')
+        if self.candidates is not None:
+            unused = ('views', 'captions')
+        ignored = [name for name in unused if getattr(self, name) != plain[name]]
+        if ignored:
+            kind = 'with' if self.candidates is not None else 'without'
+            raise ValueError(f'{ignored} mean nothing in a protocol {kind} candidates; leave them')
+        if self.same_text and self.right == 'pair':
+            raise ValueError("same_text means nothing where right is 'pair'; leave one of them")
 
 
 FAME = 'FashionViL (ECCV 2022), FAME-ViL (CVPR 2023)'
@@ -127,13 +138,16 @@ AS_PUBLISHED = {
 def get_protocol(
     name: str | Protocol, as_published: bool = False, group: str | None = None, **changes
 ) -> Protocol:
-    """The protocol of that name, changed where asked.
+    """The protocol of that name, changed where asked; a change is added to its name.
 
     Args:
         name: a name in :data:`PROTOCOLS`, or a protocol, which is changed in the same way.
         as_published: with the defects of the released evaluator, where they change numbers.
         group: the label whose value candidates share, where it is not ``subcategory``.
         **changes: other fields of :class:`Protocol`, e.g. ``queries=None`` to ask all.
+
+    >>> get_protocol('101/kaleido', group='article_type', queries=None).name
+    '101/kaleido, group article_type, all queries'
     """
     if isinstance(name, Protocol):
         protocol = name
@@ -150,6 +164,19 @@ def get_protocol(
         protocol = replace(
             protocol, name=f'{protocol.name} as published', **AS_PUBLISHED[protocol.name]
         )
-    if group is not None and protocol.candidates is not None:
-        protocol = replace(protocol, candidates=replace(protocol.candidates, group=group))
-    return replace(protocol, **changes)
+    words = []
+    if group is not None:
+        if protocol.candidates is None:
+            raise ValueError(f'{protocol.name} has no candidates that could share {group!r}')
+        if group != protocol.candidates.group:
+            words.append(f'group {group}')
+            protocol = replace(protocol, candidates=replace(protocol.candidates, group=group))
+    words += [_in_words(k, v) for k, v in changes.items() if getattr(protocol, k, v) != v]
+    return replace(protocol, **dict(name=', '.join([protocol.name, *words])) | changes)
+
+
+def _in_words(field: str, value) -> str:
+    """A change as the name of a protocol says it."""
+    if field in ('queries', 'same_text'):
+        return 'same text' if value is True else f'{"all" if value is None else value} queries'
+    return f'{field} {value.number if isinstance(value, Candidates) else value}'

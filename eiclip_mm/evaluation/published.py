@@ -69,9 +69,13 @@ OUR_READING = (
 )
 SPLIT_KEYS = (
     "FashionBERT's released evaluator counts the first pair of each batch of 64 as a query of its "
-    'own, so a perfect model scores some 55.6 %'
+    'own, so a perfect model scores about 55.7 % (its README gives R@100 of 54.8 and 56.0 %, where '
+    'one of 101 is right; github alibaba/EasyTransfer, scripts/fashion_bert)'
 )
-RELEASED = "its released evaluator's defects are in '101/kaleido as published'"
+RELEASED = (
+    "the defects of its released evaluator (github BrandonHanx/mmf) are in '101/kaleido as "
+    "published'"
+)
 
 PUBLISHED = (
     Published(
@@ -146,11 +150,12 @@ PUBLISHED = (
     ),
     Published(
         method='MVLT',
-        protocols=('101/fashionbert',),
+        protocols=(),
         source=FAME,
         i2t=(33.10, 77.20, 91.10),
         t2i=(34.60, 78.00, 89.50),
-        note='scored on fixed lists for 1,000 queries, which a manifest can hold, not on these',
+        note='scored on fixed lists of its own for 1,000 queries, which a manifest can hold; '
+        'comparable with no protocol that draws lists',
     ),
     Published(
         method='FashionViL',
@@ -174,8 +179,9 @@ PUBLISHED = (
         source='UniFashion (EMNLP 2024), Table 1',
         i2t=(71.44, 93.79, 97.51),
         t2i=(71.41, 93.69, 97.47),
-        note='its released code ranks blocks of 100 consecutive pairs, one-to-one; that the row '
-        'comes from this code is inferred; comparable with no protocol of 101 candidates',
+        note='its released code (github xiangyu-mm/UniFashion) ranks blocks of 100 consecutive '
+        'pairs, one-to-one; that the row comes from this code is inferred; comparable with no '
+        'protocol of 101 candidates',
     ),
 )
 

@@ -5,6 +5,7 @@ import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 
 from .manifest import DIRECTIONS
 from .retrieval import Retrieval
@@ -22,6 +23,7 @@ LATEX = str.maketrans(
     {c: '\\' + c for c in '&%$#_{}'}
     | {'\\': r'\textbackslash{}', '~': r'\textasciitilde{}', '^': r'\textasciicircum{}'}
     | {'<': r'\textless{}', '>': r'\textgreater{}', '|': r'\textbar{}', '–': '--'}
+    | {'[': '{[}', '*': '{*}'}  # at the start of a line they would belong to the \\ before
 )
 
 
@@ -84,24 +86,21 @@ def to_markdown(table: Table) -> str:
     |:-----|-------:|
     | ours | 301.90 |
     """
-    grids = [_grid(list(_cells(table, keys))) for keys in _blocks(table.rows)]
-    notes = '\n'.join(f'- {_markdown(line)}' for line in _notes(table))
-    caption = _markdown(table.caption)
-    return '\n\n'.join(filter(None, [f'## {_markdown(table.title)}', caption, *grids, notes]))
+    grids = [grid(list(_cells(table, keys))) for keys in _blocks(table.rows)]
+    notes = '\n'.join(f'- {escaped(line)}' for line in _notes(table))
+    caption = escaped(table.caption)
+    return '\n\n'.join(filter(None, [f'## {escaped(table.title)}', caption, *grids, notes]))
 
 
 def to_latex(table: Table) -> str:
     """The same as a ``table`` with rules of the package booktabs; one ``tabular`` a grid."""
     parts = []
     for keys in _blocks(table.rows):
-        head, *rows = [
-            ' & '.join(cell.translate(LATEX) for cell in row) + r' \\'
-            for row in _cells(table, keys)
-        ]
+        head, *rows = [' & '.join(map(_latex, row)) + r' \\' for row in _cells(table, keys)]
         body = '\n'.join([r'\toprule', head, r'\midrule', *rows, r'\bottomrule'])
         parts.append(f'\\begin{{tabular}}{{l{"r" * len(keys)}}}\n{body}\n\\end{{tabular}}')
-    caption = '. '.join(filter(None, [table.title, table.caption])).translate(LATEX)
-    notes = [rf'\par {{\footnotesize {line.translate(LATEX)}}}' for line in _notes(table)]
+    caption = _latex('. '.join(filter(None, [table.title, table.caption])))
+    notes = [rf'\par {{\footnotesize {_latex(line)}}}' for line in _notes(table)]
     return '\n'.join(
         [r'\begin{table}', r'\centering', rf'\caption{{{caption}}}']
         + ['\n\\par\\medskip\n'.join(parts), *notes, r'\end{table}']
@@ -174,7 +173,7 @@ def recall_table(results: Mapping[str, Mapping[str, float]]) -> str:
         got = {label: list(metrics) for label, metrics in results.items()}
         raise ValueError(f"a recall table needs the keys of evaluate(), as 'i2t/R@1'; got {got}")
     rows = [Row(label, metrics) for label, metrics in results.items()]
-    return _grid(list(_cells(Table('', rows), [*_by_k(recalls), 'SumR'])))
+    return grid(list(_cells(Table('', rows), [*_by_k(recalls), 'SumR'])))
 
 
 def _blocks(rows: Sequence[Row]) -> list[list[str]]:
@@ -231,9 +230,9 @@ def _notes(table: Table) -> list[str]:
     return [f'{"; ".join(methods)}: {text}.' for text, methods in said.items()]
 
 
-def _grid(rows: Sequence[Sequence[str]]) -> str:
+def grid(rows: Sequence[Sequence[str]]) -> str:
     """An aligned Markdown table; the first row is its head."""
-    rows = [[_markdown(cell) for cell in row] for row in rows]
+    rows = [[escaped(cell) for cell in row] for row in rows]
     widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
     lines = [
         '| ' + ' | '.join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) + ' |'
@@ -243,5 +242,28 @@ def _grid(rows: Sequence[Sequence[str]]) -> str:
     return '\n'.join([lines[0], '|' + '|'.join(rule) + '|', *lines[1:]])
 
 
-def _markdown(text: str) -> str:
+def escaped(text: str) -> str:
+    """Text from outside as a part of one line of Markdown, in a table or not."""
     return ' '.join(text.split()).replace('|', r'\|')
+
+
+def _latex(text: str) -> str:
+    return ' '.join(text.split()).translate(LATEX)
+
+
+def check_writable(path: Path) -> None:
+    """Make the folder of a file and refuse, before anything is scored, what cannot be written.
+
+    Raises:
+        ValueError: the file, or one in its place or in that of a folder, cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        new = not path.exists()
+        path.open('a').close()
+        if new:
+            path.unlink()
+    except OSError as error:
+        raise ValueError(
+            f'{path} cannot be written: {error.strerror} ({error.filename}); take another --out'
+        ) from error

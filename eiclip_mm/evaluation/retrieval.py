@@ -7,9 +7,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .as_published import add_masked, split_keys
 from .candidates import draw
 from .embeddings import Embeddings
-from .functional import TIE, both_ahead, candidate_ahead
+from .functional import both_ahead, candidate_ahead
 from .manifest import DIRECTIONS, Lists, Manifest
 from .measures import (
     SUM_KS,
@@ -64,7 +65,8 @@ class Retrieval:
         protocol: what was asked.
         i2t: images asking for texts.
         t2i: texts asking for images.
-        num_images, num_products: images and different products that took part.
+        num_images, num_products: images and different products that took part; with lists of
+            candidates, those that asked.
         manifest: hash of the candidates' manifest, if there are any.
         card: of the embeddings.
     """
@@ -240,55 +242,14 @@ def _rank_lists(
         right = gallery_ids[listed] == ids[:, None]
     missed, wrong = None, ((listed >= 0) & ~right).sum(1)
     if protocol.split_keys:
-        listed, missed = _split_keys(listed, protocol.seed)
+        listed, missed = split_keys(listed, protocol.seed)
     ahead = candidate_ahead(asked, gallery, listed, right, protocol.ties)
     if protocol.masked is not None:
-        _add_masked(ahead, asked, ids, gallery, gallery_ids, listed, protocol.masked)
+        add_masked(ahead, asked, ids, gallery, gallery_ids, listed, protocol.masked)
     if missed is not None:  # worse than last
         ahead = torch.cat([ahead, torch.full_like(ahead[missed], listed.shape[1])])
         ids, wrong = torch.cat([ids, ids[missed]]), torch.cat([wrong, wrong[missed]])
     return Ranking(ids, ahead, gallery=int((listed >= 0).sum(1).max()), wrong=wrong)
-
-
-def _split_keys(listed: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-    """Lists as FashionBERT's evaluator tells them apart, and of which a part has nothing right.
-
-    It reads shuffled pairs in batches of 64 and mistakes the first pair of each for one of another
-    query, so a list falls into two that are scored by themselves.
-    """
-    rng = np.random.Generator(np.random.PCG64(seed))
-    pairs = (listed >= 0).cpu().numpy()
-    first = np.zeros(pairs.shape, dtype=bool)
-    first[pairs] = rng.permutation(int(pairs.sum())) % 64 == 0
-    with_right = first == first[:, :1]
-    missed = torch.from_numpy((pairs & ~with_right).any(1).nonzero()[0]).to(listed.device)
-    return listed.masked_fill(torch.from_numpy(~with_right).to(listed.device), -1), missed
-
-
-def _add_masked(
-    ahead: Tensor,
-    asked: Tensor,
-    ids: Tensor,
-    gallery: Tensor,
-    gallery_ids: Tensor,
-    listed: Tensor,
-    masked: float,
-) -> None:
-    """Let all the gallery compete, where what is off the list has one fixed cosine.
-
-    So it is in FAME-ViL: off the list the score is -1, on the list it is the cosine times a scale
-    that starts at 16. Only a right item below that cosine suffers.
-    """
-    best = torch.cosine_similarity(asked, gallery[listed[:, 0]])
-    for row in (best <= masked).nonzero().flatten().tolist():
-        own = listed[row][listed[row] >= 0]
-        wrong = own[gallery_ids[own] != ids[row]]
-        hidden = gallery_ids == ids[row]
-        hidden[own] = False
-        floor = masked if hidden.any() else best[row]
-        near = torch.cosine_similarity(asked[row : row + 1], gallery[wrong]) >= floor - TIE
-        ahead[row] = -1
-        ahead[row, 0] = near.sum() + len(gallery) - len(own) - hidden.sum()
 
 
 def _selected(which: str, ids: Tensor, numbers: Tensor, what: str) -> Tensor:

@@ -8,12 +8,15 @@ does the model: an interval over products tells what other products of the same 
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import ceil
 
 import numpy as np
 
 from .by_product import mean, tables
 from .measures import SUM_KS
 from .retrieval import Retrieval
+
+MOST_SAMPLES = 1_000_000  # whose measures take some 400 MB
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,8 @@ def intervals(
             their mean, and each sample draws the same products for all.
         ks: recalls to report.
         level: share of such intervals that hold the true value.
-        samples: how often products are drawn, with replacement.
+        samples: how often products are drawn, with replacement; from 2 / (1 - level) - 1, below
+            which the ends would lie beyond all samples, to a million.
         seed: of the draws.
 
     Returns:
@@ -74,7 +78,7 @@ def intervals(
     Raises:
         ValueError: the runs are not of one protocol, manifest and set of queries.
     """
-    _check(level, samples)
+    _check_samples(level, samples)
     runs = _listed(runs)
     table = mean(tables(runs, ks))
     low, high = _quantiles(table.resampled(samples, seed), level)
@@ -107,7 +111,7 @@ def compare(
         ValueError: a and b are not of one protocol, manifest and set of queries; says what differs.
             Runs are counted through a, then b.
     """
-    _check(level, samples)
+    _check_samples(level, samples)
     a, b = _listed(a), _listed(b)
     found = tables(a + b, ks)
     first, second = mean(found[: len(a)]), mean(found[len(a) :])
@@ -178,8 +182,16 @@ def _listed(runs: Retrieval | Sequence[Retrieval]) -> list[Retrieval]:
     return runs
 
 
-def _check(level: float, samples: int = 1) -> None:
+def _check(level: float) -> None:
     if not 0 < level < 1:
         raise ValueError(f'level is a share between 0 and 1, as 0.95, got {level}')
-    if samples < 1:
-        raise ValueError(f'samples must be 1 or more, got {samples}')
+
+
+def _check_samples(level: float, samples: int) -> None:
+    _check(level)
+    fewest = ceil(round(2 / (1 - level) - 1, 6))  # rounded, for 1 - 0.9 is not quite 0.1
+    if not fewest <= samples <= MOST_SAMPLES:
+        raise ValueError(
+            f'intervals of level {level} need from {fewest:,} to {MOST_SAMPLES:,} samples, got '
+            f'{samples:,}'
+        )

@@ -15,8 +15,10 @@ from pathlib import Path
 import eiclip_mm  # noqa: F401  (checks the installation)
 from eiclip_mm.evaluation import PROTOCOLS, Embeddings, Manifest, get_protocol, retrieve
 from eiclip_mm.evaluation.measures import SUM_KS
-from eiclip_mm.evaluation.protocols import Protocol
+from eiclip_mm.evaluation.protocols import AS_PUBLISHED, Protocol
+from eiclip_mm.evaluation.report import check_writable, grid
 from eiclip_mm.evaluation.retrieval import Retrieval
+from eiclip_mm.evaluation.rows import other_lists
 from eiclip_mm.evaluation.statistics import Difference, compare
 
 
@@ -24,8 +26,11 @@ def main(argv: list[str] | None = None) -> None:
     """Compare under each protocol; print tables and sentences, write JSON."""
     args = parse_args(argv)
     try:
+        if args.out:
+            check_writable(args.out)
         a, b = dumps(args.a), dumps(args.b)
-        found = retrievals(a + b, args)
+        manifest = Manifest.load(args.manifest) if args.manifest else None
+        found = retrievals(a + b, args, manifest)
         options = dict(ks=args.ks, level=args.level, samples=args.samples, seed=args.seed)
         results = {
             name: compare(runs[: len(a)], runs[len(a) :], **options) for name, runs in found.items()
@@ -37,9 +42,11 @@ def main(argv: list[str] | None = None) -> None:
     print(f'A: {described(a)}\nB: {described(b)}')
     for name, differences in results.items():
         asked = found[name][0]
-        print(f'\n## {name}{", identical texts right" * args.same_text}\n')
+        print(f'\n## {name}\n')
         print(f'{asked.num_products} products, {asked.num_images} images', end='')
         print(f', candidates {asked.manifest}\n' if asked.manifest else '\n')
+        if asked.manifest and manifest and (doubt := other_lists(manifest, asked.protocol)):
+            print(f'Warning: {doubt}\n')
         print(table(differences, args.level))
         print(f'\n{verdict(differences["SumR"], args.level)}')
     if args.out:
@@ -72,9 +79,17 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument('--samples', type=int, default=2000, help='of products, default 2000')
     parser.add_argument('--level', type=float, default=0.95, help='of intervals, default 0.95')
     parser.add_argument('--seed', type=int, default=0, help='of the samples')
-    parser.add_argument('--out', metavar='FILE.json', help='write everything here too')
+    parser.add_argument('--out', metavar='FILE.json', type=Path, help='write everything here too')
     args = parser.parse_args(argv)
     args.ks = sorted({*SUM_KS, *args.ks})
+    if args.as_published and not set(args.protocols or ()) & set(AS_PUBLISHED):
+        parser.error(f'--as-published changes nothing but {", ".join(AS_PUBLISHED)}; name one')
+    if args.manifest:
+        if args.group:
+            parser.error('--manifest holds the lists: no --group')
+        known = [PROTOCOLS[name] for name in set(args.protocols or ()) if name in PROTOCOLS]
+        if sum(protocol.candidates is not None for protocol in known) != 1:
+            parser.error('--manifest is for one protocol; name it: --protocols 101/fashionbert')
     return args
 
 
@@ -88,12 +103,15 @@ def dumps(text: str) -> list[str]:
         if not matches:
             raise ValueError(f'no embeddings match {part!r}')
         found += matches
+    if len({Path(path).resolve() for path in found}) < len(found):
+        raise ValueError(f'a dump is given twice in {found}; a mean over seeds takes each once')
     return found
 
 
-def retrievals(paths: list[str], args: argparse.Namespace) -> dict[str, list[Retrieval]]:
+def retrievals(
+    paths: list[str], args: argparse.Namespace, manifest: Manifest | None
+) -> dict[str, list[Retrieval]]:
     """For each protocol the result of every dump, one dump in memory beside the first."""
-    manifest = Manifest.load(args.manifest) if args.manifest else None
     first = Embeddings.load(paths[0])
     asked = protocols(args, first)
     found = {protocol.name: [] for protocol in asked}
@@ -101,7 +119,8 @@ def retrievals(paths: list[str], args: argparse.Namespace) -> dict[str, list[Ret
         embeddings = Embeddings.load(path)
         check_same(paths[0], first, path, embeddings, args.same_text)
         for protocol in asked:
-            found[protocol.name].append(retrieve(embeddings, protocol, manifest))
+            listed = None if protocol.candidates is None else manifest
+            found[protocol.name].append(retrieve(embeddings, protocol, listed))
     return found
 
 
@@ -110,10 +129,14 @@ def protocols(args: argparse.Namespace, embeddings: Embeddings) -> list[Protocol
     names = args.protocols or ['full/first-image'] + ['full/product'] * bool(
         embeddings.image_view.any()
     )
-    return [
-        get_protocol(name, args.as_published, args.group, same_text=args.same_text)
-        for name in dict.fromkeys(names)
-    ]
+    found = []
+    for name in dict.fromkeys(names):
+        # as in report.py, options that a protocol lacks leave it as it is
+        protocol = get_protocol(name, args.as_published and name in AS_PUBLISHED)
+        changes = dict(same_text=True) if args.same_text and protocol.right == 'product' else {}
+        group = None if protocol.candidates is None else args.group
+        found.append(get_protocol(protocol, group=group, **changes))
+    return found
 
 
 def check_same(
@@ -157,13 +180,7 @@ def table(differences: dict[str, Difference], level: float) -> str:
         a, b, low, high = (f'{x:.{digits}f}' for x in (d.a, d.b, d.low, d.high))
         difference = f'{d.difference:+.{digits}f}'
         rows.append([name, a, b, difference, f'[{low}, {high}]', f'{d.p:.2g}'])
-    widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
-    rule = [':' + '-' * (widths[0] + 1)] + ['-' * (width + 1) + ':' for width in widths[1:]]
-    lines = [
-        '| ' + ' | '.join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) + ' |'
-        for row in rows
-    ]
-    return '\n'.join([lines[0], '|' + '|'.join(rule) + '|', *lines[1:]])
+    return grid(rows)
 
 
 def verdict(sum_r: Difference, level: float) -> str:
@@ -204,9 +221,7 @@ def write(
             num_images=found[name][0].num_images,
             measures={measure: asdict(d) for measure, d in differences.items()},
         )
-    path = Path(args.out)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=1), encoding='utf-8')
+    args.out.write_text(json.dumps(content, indent=1), encoding='utf-8')
 
 
 if __name__ == '__main__':

@@ -76,6 +76,10 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if not 0 <= args.distance <= 64:
         parser.error(f'--distance is a number of bits from 0 to 64, got {args.distance}')
+    if not Path(args.config).is_file():
+        raise SystemExit(
+            f'config {args.config} does not exist; name a file of configs/ or your own'
+        )
     cfg = Config.fromfile(args.config)
     init_default_scope('eiclip_mm')
     datasets = {split: build(cfg, split) for split in ('train', 'test')}

@@ -6,6 +6,7 @@ doubtful about it. --out writes the same as Markdown, JSON, CSV and LaTeX.
 
 import argparse
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -19,6 +20,8 @@ from eiclip_mm.evaluation.measures import SUM_KS
 from eiclip_mm.evaluation.protocols import AS_PUBLISHED, PROTOCOLS, Protocol, get_protocol
 from eiclip_mm.evaluation.report import (
     Table,
+    check_writable,
+    escaped,
     protocol_card,
     to_csv,
     to_json,
@@ -28,6 +31,9 @@ from eiclip_mm.evaluation.report import (
 from eiclip_mm.evaluation.retrieval import Retrieval, draw_candidates, retrieve
 from eiclip_mm.evaluation.rows import (
     card_part,
+    config_and_seed,
+    different,
+    other_lists,
     published_rows,
     result_row,
     seed_rows,
@@ -35,8 +41,8 @@ from eiclip_mm.evaluation.rows import (
     slice_rows,
 )
 
-ALL_QUERIES = ', all queries'
-DUPLICATES = 'photo in train'
+DRAWN = re.compile(', (all queries|seed \\d+)')  # changes no expectation
+DUPLICATES, FOUND = 'photo in train', 'near-duplicate'
 VALIDATION = dict(dataset='FashionGen', file='fashiongen_256_256_validation.h5', products=7519)
 
 
@@ -74,7 +80,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     if args.manifest:
         if args.queries or args.group or args.save_manifests:
             parser.error('--manifest holds the lists: no --queries, --group or --save-manifests')
-        if sum(PROTOCOLS[name].candidates is not None for name in args.protocols or ()) != 1:
+        if sum(PROTOCOLS[name].candidates is not None for name in set(args.protocols or ())) != 1:
             parser.error('--manifest is for one protocol; name it: --protocols 101/fashionbert')
     if args.as_published and args.protocols and not set(args.protocols) & set(AS_PUBLISHED):
         parser.error(f'--as-published changes nothing but {", ".join(AS_PUBLISHED)}')
@@ -85,29 +91,35 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Score, print, write."""
     args = parse_args(argv)
     try:
-        dumps = read_dumps(args.dumps)
+        if args.out:
+            check_writable(args.out / 'report.md')  # the others stand beside it
+        manifest = Manifest.load(args.manifest) if args.manifest else None
         photos = None if args.duplicates is None else read_duplicates(args.duplicates)
+        dumps = read_dumps(args.dumps)
+        check_group(dumps, args)
         if photos:
             dumps = {name: with_duplicates(dump, photos) for name, dump in dumps.items()}
-            args.slices = [*args.slices, DUPLICATES]
-        runs = {name: score(name, dump, args) for name, dump in dumps.items()}
+            args.slices = [*args.slices, *[DUPLICATES] * any(map(has_duplicates, dumps.values()))]
+        scored = {name: score(name, dump, args, manifest) for name, dump in dumps.items()}
+        runs = {name: found for name, (found, _) in scored.items()}
         tables = list(tables_of(dumps, runs, args))
-        warnings = warnings_of(dumps, runs, photos)
+        warnings = [line for _, left_out in scored.values() for line in left_out]
+        warnings += [*doubts(dumps, runs, photos, manifest), *findings(dumps, runs, photos)]
     except (ValueError, OSError, ImportError) as error:
         raise SystemExit(str(error)) from error
-    cards = {
-        name: {run.protocol.name: protocol_card(run) for run in own} for name, own in runs.items()
-    }
     text = '\n\n'.join(
         [to_markdown(table) for table in tables]
-        + ['## Card', *card_lines(runs), '## Warnings']
-        + ['\n'.join(f'- {line}' for line in warnings) or 'None.']
+        + ['## Card', *card_lines(runs, manifest), '## Warnings']
+        + ['\n'.join(f'- {escaped(line)}' for line in warnings) or 'None.']
     )
     print(text)
     if args.out:
+        cards = {
+            name: {run.protocol.name: card_of(run, manifest) for run in own}
+            for name, own in runs.items()
+        }
         bootstrap = dict(samples=args.samples, level=args.level, seed=args.seed)
         latex = ['% needs \\usepackage{booktabs}', *map(to_latex, tables)]
-        args.out.mkdir(parents=True, exist_ok=True)
         for suffix, content in (
             ('md', text + '\n'),
             ('json', to_json(tables, cards=cards, warnings=warnings, bootstrap=bootstrap) + '\n'),
@@ -119,14 +131,13 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def read_dumps(paths: Sequence[str]) -> dict[str, Embeddings]:
     """Embeddings by the name of their row: config and seed of the card, or the path."""
-    if len(set(paths)) < len(paths):
+    if len({Path(path).resolve() for path in paths}) < len(paths):
         raise ValueError(f'a dump is given twice in {paths}; give each once')
     dumps = [Embeddings.load(path) for path in paths]
     names = []
     for path, dump in zip(paths, dumps, strict=True):
-        model = card_part(dump.card, 'model')
-        seed = '' if model.get('seed') is None else f', seed {model["seed"]}'
-        names.append(f'{model["config"]}{seed}' if model.get('config') else path)
+        config, seed = config_and_seed(dump.card)
+        names.append((config or path) + (f', seed {seed}' if config and seed is not None else ''))
     return {
         name if names.count(name) == 1 else f'{name} ({path})': dump
         for path, name, dump in zip(paths, names, dumps, strict=True)
@@ -137,7 +148,8 @@ def read_duplicates(path: Path) -> dict:
     """What find_duplicates.py wrote."""
     try:
         found = json.loads(path.read_text(encoding='utf-8'))
-        found['product_ids']
+        if any(type(product_id) is not int for product_id in found['product_ids']):
+            raise ValueError(f'product_ids must be integers, got {found["product_ids"][:5]}')
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f'{path} is not what find_duplicates.py --out writes: {error}') from error
     return found
@@ -146,26 +158,47 @@ def read_duplicates(path: Path) -> dict:
 def with_duplicates(dump: Embeddings, photos: Mapping) -> Embeddings:
     """The same with a label that tells products whose photos are in train from others."""
     known = np.isin(dump.product_id.numpy(), photos['product_ids'])
-    label = np.where(known, 'near-duplicate', 'none')
+    label = np.where(known, FOUND, 'none')
     return replace(dump, labels=dict(dump.labels) | {DUPLICATES: label})
 
 
-def score(name: str, dump: Embeddings, args: argparse.Namespace) -> list[Retrieval]:
-    """One dump under all protocols."""
-    manifest = Manifest.load(args.manifest) if args.manifest else None
-    runs = []
+def has_duplicates(dump: Embeddings) -> bool:
+    """Whether :func:`with_duplicates` found any."""
+    return FOUND in dump.labels[DUPLICATES]
+
+
+def check_group(dumps: Mapping[str, Embeddings], args: argparse.Namespace) -> None:
+    """Refuse a label that no dump has, for which all tables that need it would be missing."""
+    wanted = args.group and args.protocols is None
+    if wanted and not any(args.group in dump.labels for dump in dumps.values()):
+        next(iter(dumps.values())).label(args.group)  # says which there are
+
+
+def score(
+    name: str, dump: Embeddings, args: argparse.Namespace, manifest: Manifest | None
+) -> tuple[list[Retrieval], list[str]]:
+    """One dump under all protocols, and a sentence for each that is left out.
+
+    A protocol with candidates that nobody named is left out where the dump is too small for it.
+    """
+    runs, left_out = [], []
     for protocol in protocols_for(dump, args):
+        listed = protocol.candidates is not None
         try:
-            run = retrieve(dump, protocol, None if protocol.candidates is None else manifest)
+            run = retrieve(dump, protocol, manifest if listed else None)
+            run.metrics(args.ks)  # refuses a k beyond the gallery
         except ValueError as error:
-            raise ValueError(f'{name}: {error}') from error
+            if args.protocols or not listed:
+                raise ValueError(f'{name}: {error}') from error
+            left_out.append(f'{name} is left out of a table: {error}')
+            continue
         runs.append(run)
         if args.save_manifests and run.manifest:
             path = args.save_manifests / f'{slug(protocol.name)}-{run.manifest}.npz'
             if not path.exists():  # dumps of one split share it
                 drawn = draw_candidates(dump, protocol)
                 drawn.manifest(dump, origin=asdict(protocol)).save(path)
-    return runs
+    return runs, left_out
 
 
 def slug(name: str) -> str:
@@ -182,23 +215,22 @@ def protocols_for(dump: Embeddings, args: argparse.Namespace) -> list[Protocol]:
         names = ['full/first-image', *['full/product'] * several]
         names += [n for n, p in PROTOCOLS.items() if grouped and p.candidates is not None]
     return [
-        changed(get_protocol(name, defects, args.group, seed=args.seed), args)
+        changed(name, defects, args)
         for name in dict.fromkeys(names)
         for defects in (False, True)
         if not defects or (args.as_published and name in AS_PUBLISHED)
     ]
 
 
-def changed(protocol: Protocol, args: argparse.Namespace) -> Protocol:
-    """What is no longer the protocol of its name gets another name."""
-    name, changes = protocol.name, {}
-    if protocol.candidates is not None and protocol.candidates.group != 'subcategory':
-        name += f', group {protocol.candidates.group}'
-    if args.same_text and protocol.right == 'product':
-        name, changes = f'{name}, same text', dict(same_text=True)
+def changed(name: str, defects: bool, args: argparse.Namespace) -> Protocol:
+    """The protocol, with what was asked as far as it has it."""
+    protocol = get_protocol(name, defects)
+    changes = dict(same_text=True) if args.same_text and protocol.right == 'product' else {}
+    if protocol.candidates is None:
+        return get_protocol(protocol, **changes)
     if args.queries == 'all' and protocol.queries is not None:
-        name, changes = name + ALL_QUERIES, changes | dict(queries=None)
-    return replace(protocol, name=name, **changes)
+        changes['queries'] = None
+    return get_protocol(protocol, group=args.group, **changes, seed=args.seed)
 
 
 def tables_of(
@@ -215,8 +247,7 @@ def tables_of(
         rows += seed_rows(list(found.values()), args.ks, args.level)
         ours = all(is_validation(run.card) for run in found.values())
         if ours if args.published is None else args.published:
-            # asking all instead of some changes no expectation
-            rows += published_rows(protocol.removesuffix(ALL_QUERIES))
+            rows += published_rows(DRAWN.sub('', protocol))
         said = list(dict.fromkeys(map(sizes, found.values()))) + [interval] * (args.samples > 0)
         yield Table(protocol, rows, caption='; '.join(said), level=args.level)
         for label in args.slices:
@@ -229,29 +260,56 @@ def is_validation(card: Mapping) -> bool:
     return {key: card_part(card, 'data').get(key) for key in VALIDATION} == VALIDATION
 
 
-def card_lines(runs: Mapping[str, Sequence[Retrieval]]) -> Iterator[str]:
+def card_of(run: Retrieval, manifest: Manifest | None) -> dict:
+    """What a result rests on, and for which protocol given lists were drawn."""
+    origin = {}
+    if manifest and run.manifest:
+        origin['manifest_origin'] = manifest.origin.get('name', 'not stated in the manifest')
+    return protocol_card(run) | origin
+
+
+def card_lines(runs: Mapping[str, Sequence[Retrieval]], manifest: Manifest | None) -> Iterator[str]:
     """The cards, each part once: of each dump what it says, of each protocol what was asked."""
     parts = {}
     for name, own in runs.items():
         for run in own:
             parts.setdefault(_listed(run.card), {})[name] = None
-            card = protocol_card(replace(run, card={}))
+            card = card_of(replace(run, card={}), manifest)
             parts.setdefault(_listed(card), {})[name] = None
     for text, names in parts.items():
-        yield f'{", ".join(names)}:\n\n{text}'
+        yield f'{escaped(", ".join(names))}:\n\n{text}'
 
 
 def _listed(card: Mapping) -> str:
-    lines = [f'- {key}: `{json.dumps(v, ensure_ascii=False)}`' for key, v in card.items()]
+    lines = [f'- {escaped(k)}: `{json.dumps(v, ensure_ascii=False)}`' for k, v in card.items()]
     return '\n'.join(lines) or '- no card: where it comes from is not known'
 
 
-def warnings_of(
+def doubts(
+    dumps: Mapping[str, Embeddings],
+    runs: Mapping[str, Sequence[Retrieval]],
+    photos: Mapping | None,
+    manifest: Manifest | None,
+) -> Iterator[str]:
+    """What does not fit together: dumps, the file of near-duplicates, the manifest."""
+    yield from different(dumps)
+    if photos and photos['product_ids']:
+        for name in (name for name, dump in dumps.items() if not has_duplicates(dump)):
+            yield (
+                f'{name} has none of the {len(photos["product_ids"])} products of --duplicates; '
+                'run find_duplicates.py on the split that is reported.'
+            )
+    if manifest:
+        listed = {run.protocol: None for own in runs.values() for run in own if run.manifest}
+        yield from filter(None, (other_lists(manifest, protocol) for protocol in listed))
+
+
+def findings(
     dumps: Mapping[str, Embeddings],
     runs: Mapping[str, Sequence[Retrieval]],
     photos: Mapping | None,
 ) -> list[str]:
-    """What is doubtful; what holds of all dumps, or under all protocols, is said once."""
+    """What is doubtful about each; what holds of all, or under all protocols, is said once."""
     protocols = {}
     for name, own in runs.items():
         for run in own:
