@@ -251,8 +251,9 @@ def _queries(embeddings: Embeddings, retrieval: Retrieval) -> Iterator[str]:
             yield (
                 f'{short:,} of {len(wrong):,} {direction} queries have fewer than '
                 f'{protocol.candidates.number} wrong candidates ({protocol.candidates.group} too '
-                f'small), which makes them easier, and {bare:,} have none, so they always score '
-                "100 %; compare only within this protocol, or fill the lists by top_up='others'."
+                'small), which makes them easier'
+                + (f', and {bare:,} have none, so they always score 100 %' if bare else '')
+                + '; compare only within this protocol.'
             )
 
 
