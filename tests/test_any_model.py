@@ -30,6 +30,9 @@ ROWS = [
     )
     for _ in range(1 + product % 3)
 ]
+PLAIN = dict(
+    type='eiclip_mm.EntityTokenizer', model=ARCHITECTURE, vocab=None, fields=('description',)
+)
 METRIC = dict(
     type='eiclip_mm.RetrievalMetric',
     protocols=['full/first-image', 'full/product', '101/eiclip', '101/kaleido'],
@@ -111,9 +114,6 @@ def test_mmpretrain_clip_with_data_samples(tmp_path, catalogue):
 
     TOKENIZER.register_module(name='Words', module=Words, force=True)
     MODELS.register_module(name='ShopCLIP', module=ShopCLIP, force=True)
-    tokenizer = dict(
-        type='eiclip_mm.EntityTokenizer', model=ARCHITECTURE, vocab=None, fields=('description',)
-    )
     torch.manual_seed(0)
     results, dump = run(
         tmp_path,
@@ -131,7 +131,7 @@ def test_mmpretrain_clip_with_data_samples(tmp_path, catalogue):
             data_preprocessor=dict(type='MultiModalDataPreprocessor', mean=[127] * 3, std=[64] * 3),
         ),
         dict(
-            tokenizer=tokenizer,
+            tokenizer=dict(PLAIN),
             pipeline=[
                 dict(type='eiclip_mm.LoadProductImage'),
                 dict(type='Resize', scale=16),
@@ -149,19 +149,16 @@ def test_mmpretrain_clip_with_data_samples(tmp_path, catalogue):
 
 def test_clip_without_entities(tmp_path, catalogue):
     """Plain open_clip: no vocabulary of entities anywhere."""
-    tokenizer = dict(
-        type='eiclip_mm.EntityTokenizer', model=ARCHITECTURE, vocab=None, fields=('description',)
-    )
     torch.manual_seed(0)
     results, dump = run(
         tmp_path,
         dict(
             type='eiclip_mm.OpenCLIP',
             towers=dict(type='eiclip_mm.OpenCLIPTowers', model=ARCHITECTURE),
-            tokenizer=tokenizer,
+            tokenizer=dict(PLAIN),
         ),
         dict(
-            tokenizer=tokenizer,
+            tokenizer=dict(PLAIN),
             pipeline=[
                 dict(type='eiclip_mm.LoadProductImage'),
                 dict(type='Resize', scale=32),

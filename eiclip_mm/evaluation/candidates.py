@@ -142,15 +142,15 @@ class _Split:
 
     def wrong_products(self, rng, product: np.ndarray, own_again: bool) -> np.ndarray:
         """(Q, number) other products, -1 where there are too few."""
+        themselves = np.arange(len(self.text_row) + 1)
         if self.candidates.top_up != 'mixture':
-            return self.from_group_or_others(rng, product, np.arange(len(self.text_row) + 1))
+            return self.from_group_or_others(rng, product, themselves)
         group = self.group[product]
         size = self.first_member[group + 1] - self.first_member[group]
         few = size <= self.candidates.number
         found = np.full((len(product), self.candidates.number), -1)
         if not few.all():
-            one_each = np.arange(len(self.text_row) + 1)
-            found[~few] = self.from_group_or_others(rng, product[~few], one_each)
+            found[~few] = self.from_group_or_others(rng, product[~few], themselves)
         for row in few.nonzero()[0]:
             drawn = self.from_mixture(rng, int(product[row]), own_again)
             found[row, : len(drawn)] = drawn

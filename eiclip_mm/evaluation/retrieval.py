@@ -20,6 +20,7 @@ from .measures import (
     first_ranks,
     median_rank,
     reciprocal_ranks,
+    sum_recall,
 )
 from .protocols import Protocol, get_protocol
 
@@ -103,7 +104,9 @@ class Retrieval:
             results |= {f'{direction}/{n}': float(v.mean()) for n, v in values.items()}
             results[f'{direction}/median_rank'] = median_rank(first_ranks(ranking.ahead))
         if set(SUM_KS) <= set(ks):
-            results['SumR'] = sum(results[f'{d}/R@{k}'] for d in DIRECTIONS for k in SUM_KS)
+            results['SumR'] = sum_recall(
+                *({k: results[f'{d}/R@{k}'] for k in SUM_KS} for d in DIRECTIONS)
+            )
             results['meanR'] = results['SumR'] / 6
         return results | dict(num_images=self.num_images, num_products=self.num_products)
 

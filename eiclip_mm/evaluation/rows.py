@@ -128,7 +128,7 @@ def different(dumps: Mapping[str, Embeddings]) -> Iterator[str]:
     """A sentence for each dump that holds other products, images or texts than the first."""
     (first_name, first), *others = dumps.items()
     for name, dump in others:
-        for what, one, two in zip(KEYS, _keys(first), _keys(dump), strict=True):
+        for what, one, two in zip(KEYS, contents(first), contents(dump), strict=True):
             if one != two:
                 yield (
                     f'{name} holds other {what} than {first_name}, {len(two - one)} in it alone '
@@ -138,7 +138,7 @@ def different(dumps: Mapping[str, Embeddings]) -> Iterator[str]:
                 break
 
 
-def _keys(embeddings: Embeddings) -> Iterator[set]:
+def contents(embeddings: Embeddings) -> Iterator[set]:
     """What embeddings hold, of each of :data:`KEYS`."""
     yield set(embeddings.product_id.tolist())
     for ids, numbers in (('image_product_id', 'image_view'), ('product_id', 'product_caption')):

@@ -18,7 +18,7 @@ from eiclip_mm.evaluation.measures import SUM_KS
 from eiclip_mm.evaluation.protocols import AS_PUBLISHED, Protocol
 from eiclip_mm.evaluation.report import check_writable, grid
 from eiclip_mm.evaluation.retrieval import Retrieval
-from eiclip_mm.evaluation.rows import other_lists
+from eiclip_mm.evaluation.rows import KEYS, contents, other_lists
 from eiclip_mm.evaluation.statistics import Difference, compare
 
 
@@ -143,14 +143,9 @@ def check_same(
     path: str, first: Embeddings, other_path: str, other: Embeddings, same_text: bool
 ) -> None:
     """Refuse dumps of different products, views or captions, or that call other texts equal."""
-    for what, ids, numbers in (
-        ('images (product, view)', 'image_product_id', 'image_view'),
-        ('texts (product, caption)', 'product_id', 'product_caption'),
+    for what, one, two in zip(
+        KEYS[1:], *(list(contents(x))[1:] for x in (first, other)), strict=True
     ):
-        one, two = (
-            set(zip(getattr(x, ids).tolist(), getattr(x, numbers).tolist(), strict=True))
-            for x in (first, other)
-        )
         if one != two:
             raise ValueError(
                 f'{path} and {other_path} hold different {what}: {len(one - two)} are in the first '

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from eiclip_mm.evaluation.embeddings import Embeddings
-from eiclip_mm.evaluation.lint import lint
+from eiclip_mm.evaluation.lint import VALIDATION, VALIDATION_PRODUCTS, lint
 from eiclip_mm.evaluation.manifest import Manifest
 from eiclip_mm.evaluation.measures import SUM_KS
 from eiclip_mm.evaluation.protocols import AS_PUBLISHED, PROTOCOLS, Protocol, get_protocol
@@ -43,7 +43,7 @@ from eiclip_mm.evaluation.rows import (
 
 DRAWN = re.compile(', (all queries|seed \\d+)')  # changes no expectation
 DUPLICATES, FOUND = 'photo in train', 'near-duplicate'
-VALIDATION = dict(dataset='FashionGen', file='fashiongen_256_256_validation.h5', products=7519)
+WHOLE = dict(dataset='FashionGen', file=VALIDATION, products=VALIDATION_PRODUCTS)
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -257,7 +257,7 @@ def tables_of(
 
 def is_validation(card: Mapping) -> bool:
     """Whether the data are all products of the validation file of Fashion-Gen."""
-    return {key: card_part(card, 'data').get(key) for key in VALIDATION} == VALIDATION
+    return {key: card_part(card, 'data').get(key) for key in WHOLE} == WHOLE
 
 
 def card_of(run: Retrieval, manifest: Manifest | None) -> dict:
