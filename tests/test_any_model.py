@@ -201,6 +201,7 @@ def test_config_without_ei_clip_is_tested_from_the_command_line(tmp_path, catalo
         'test_dataloader.batch_size': 8,
         'test_dataloader.num_workers': 0,
         'tokenizer.vocab': None,
+        'model.towers.pretrained': None,  # weights of another training, which need not be there
         '+test_evaluator.ks': '[1,5]',
     }
     monkeypatch.chdir(ROOT)
