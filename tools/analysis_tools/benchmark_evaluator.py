@@ -8,18 +8,16 @@ directions as data samples; with numpy 2.4 it needs np.in1d back, which is done 
 """
 
 import argparse
-import json
-import statistics
-import subprocess
-import sys
 import time
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from _benchmark import Meter, add_options, run, table
 
 WAYS = ('product', 'ours', 'mmpretrain', 'candidates')
-DONE = 'RESULT '
 
 
 def parse_args() -> argparse.Namespace:
@@ -30,57 +28,37 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--dim', type=int, default=512)
     parser.add_argument('--noise', type=float, default=0.15, help='of the images around the texts')
     parser.add_argument('--groups', type=int, default=122, help='sub-categories, for candidates')
-    parser.add_argument('--ways', nargs='+', choices=WAYS, default=WAYS)
-    parser.add_argument('--repeats', type=int, default=3)
-    parser.add_argument('--threads', type=int, default=torch.get_num_threads())
-    parser.add_argument('--device', default='cpu')
-    parser.add_argument('--run', choices=WAYS, help=argparse.SUPPRESS)
+    add_options(parser, WAYS)
     return parser.parse_args()
 
 
 def main() -> None:
-    """Run every way in turn in processes of their own and print their medians."""
+    """Run every way in turn and print the medians."""
     args = parse_args()
-    if args.run:
-        print(DONE + json.dumps(measure(args)))
-        return
-    found = {way: [] for way in args.ways}
-    for repeat in range(args.repeats):
-        for way in args.ways:
-            done = subprocess.run(
-                [sys.executable, *sys.argv, '--run', way],
-                capture_output=True,
-                text=True,
-            )
-            lines = [line for line in done.stdout.splitlines() if line.startswith(DONE)]
-            if done.returncode or not lines:
-                raise SystemExit(f'{way} failed:\n{done.stderr[-2000:]}')
-            found[way].append(json.loads(lines[0].removeprefix(DONE)))
-            print(f'{repeat + 1}/{args.repeats} {way}: {found[way][-1]}', file=sys.stderr)
+    found = run({way: partial(measure, globals()[f'run_{way}']) for way in WAYS}, args)
     print(f'{args.images} images x {args.texts} texts x {args.dim}, median of {args.repeats}\n')
-    print('| way | CPU-s | times the product | s | peak MB |\n|---|--:|--:|--:|--:|')
-    middle = {
-        way: {k: statistics.median(run[k] for run in runs) for k in ('cpu', 'wall', 'mb')}
-        for way, runs in found.items()
+    bare = found.get('product', {}).get('cpu')
+    columns = {
+        'CPU-s': lambda row: f'{row["cpu"]:.2f}',
+        'times the product': lambda row: f'{row["cpu"] / bare:.2f}' if bare else '–',
+        's': lambda row: f'{row["wall"]:.2f}',
+        'peak MB': lambda row: f'{row["mb"]:.0f}',
     }
-    for way, m in middle.items():
-        ratio = f'{m["cpu"] / middle["product"]["cpu"]:.2f}' if 'product' in middle else '–'
-        print(f'| {way} | {m["cpu"]:.2f} | {ratio} | {m["wall"]:.2f} | {m["mb"]:.0f} |')
-    if {'ours', 'mmpretrain'} <= set(middle):
-        ours, theirs = middle['ours'], middle['mmpretrain']
-        same = found['ours'][0]['recalls'] == found['mmpretrain'][0]['recalls']
+    print(table(found, columns))
+    if {'ours', 'mmpretrain'} <= set(found):
+        ours, theirs = found['ours'], found['mmpretrain']
+        same = ours['recalls'] == theirs['recalls']
         print(
             f'\nours against mmpretrain: {theirs["cpu"] / ours["cpu"]:.1f} times less CPU time, '
             f'1/{theirs["mb"] / ours["mb"]:.0f} of the memory, recalls '
             f'{"identical" if same else "DIFFER"}'
         )
     if 'candidates' in found:
-        print(f'\n101 candidates, all queries: {found["candidates"][0]["parts"]}')
+        print(f'\n101 candidates, all queries: {found["candidates"]["parts"]}')
 
 
-def measure(args: argparse.Namespace) -> dict:
+def measure(way: Callable[..., dict], args: argparse.Namespace) -> dict:
     """One way: CPU and wall seconds, peak memory beyond the embeddings in MB, recalls."""
-    torch.set_num_threads(args.threads)
     import eiclip_mm.evaluation  # noqa: F401  so that imports are not measured
 
     generator = torch.Generator().manual_seed(0)
@@ -90,14 +68,9 @@ def measure(args: argparse.Namespace) -> dict:
     image.add_(text[product])
     image /= image.norm(dim=1, keepdim=True)
     sides = image.to(args.device), text.to(args.device), product.to(args.device)
-    reset_peak()
-    before, cpu, wall = memory(), time.process_time(), time.perf_counter()
-    result = globals()[f'run_{args.run}'](*sides, args)
-    if args.device != 'cpu':
-        torch.cuda.synchronize()
-    used = dict(cpu=time.process_time() - cpu, wall=time.perf_counter() - wall)
-    mb = peak() - before if args.device == 'cpu' else torch.cuda.max_memory_allocated() / 2**20
-    return used | dict(mb=mb) | result
+    with Meter(args.device) as used:
+        result = way(*sides, args)
+    return used.result | result
 
 
 def run_product(image, text, product, args) -> dict:
@@ -162,24 +135,6 @@ def run_candidates(image, text, product, args) -> dict:
             retrieve(embeddings, get_protocol(name, queries=None, unit='image', repeats=1))
             parts[name] = round(time.process_time() - start, 2)
     return dict(parts=parts)
-
-
-def memory() -> float:
-    """Resident MB now."""
-    with open('/proc/self/status', encoding='ascii') as file:
-        return next(int(line.split()[1]) for line in file if line.startswith('VmRSS')) / 1024
-
-
-def reset_peak() -> None:
-    """Forget the peak so far, of building the embeddings (Linux)."""
-    with open('/proc/self/clear_refs', 'w', encoding='ascii') as file:
-        file.write('5')
-
-
-def peak() -> float:
-    """Peak resident MB since :func:`reset_peak`."""
-    with open('/proc/self/status', encoding='ascii') as file:
-        return next(int(line.split()[1]) for line in file if line.startswith('VmHWM')) / 1024
 
 
 if __name__ == '__main__':
