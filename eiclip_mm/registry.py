@@ -5,7 +5,9 @@ experiment's scope, and a missing node would hide mmpretrain's and mmengine's en
 """
 
 import mmpretrain.registry as parents
-from mmengine.registry import Registry
+
+# Not a child: the Runner looks collate functions up in mmengine's node, whatever the scope.
+from mmengine.registry import FUNCTIONS, Registry  # noqa: F401
 
 
 def _child(kind: str, room: str) -> Registry:

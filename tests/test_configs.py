@@ -16,6 +16,7 @@ ROWS = (
     'baselines/clip_{}.py',
     'baselines/clip-meta_{}.py',
     'ablations/eiclip-all_{}.py',
+    'ablations/eiclip-frozen_{}.py',
     'eiclip_{}.py',
 )
 DATA = ('fashiongen', 'fashiongen_mini', 'products')
@@ -73,6 +74,14 @@ def test_choices_are_made_on_a_slice_of_train(path):
     assert train.fold == 'fit'
     assert (val.fold, val.ann_file) == ('select', train.ann_file)
     assert test.ann_file != train.ann_file or 'general' in path.name
+
+
+@pytest.mark.parametrize('path', CONFIGS, ids=name_of)
+def test_loaders_take_whole_batches(path):
+    cfg = Config.fromfile(path)
+    for loader in LOADERS:
+        assert cfg[loader].dataset.batched
+        assert cfg[loader].collate_fn == dict(type='stack_products')
 
 
 @pytest.mark.parametrize('row', ROWS)

@@ -101,6 +101,14 @@ SETTINGS = [
 ]
 
 
+def rows_one_by_one(made, table, weights):
+    """The mean of a table's rows over a type's known values, every row held: (B, K, D)."""
+    rows = table[made.table.rows(IDS)]  # (B, K, M, D)
+    known = IDS != 0
+    share = known / known.sum(-1, keepdim=True).clamp(min=1) * weights
+    return (share[..., None] * rows).sum(2)
+
+
 class TestFusion:
     @pytest.mark.parametrize('settings', SETTINGS, ids=str)
     def test_equals_loops(self, settings):
@@ -109,6 +117,29 @@ class TestFusion:
         assert found.shape == (B, DIM)
         expected = torch.tensor(by_hand(made, expected_sense))
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+    @pytest.mark.parametrize('settings', SETTINGS, ids=str)
+    def test_one_table_of_expectations_equals_one_expectation_a_product(self, settings):
+        """In value and gradient, that of CE-Selector's weights among them."""
+        made, results = learner(**settings), []
+        for fast in (True, False):
+            weights = WEIGHTS.clone().requires_grad_()
+            if fast:
+                product = made(TEXT, IDS, weights)
+            else:
+                tables = zip((*made.general, *made.learned), made._priors().T, strict=True)
+                mean = sum(rows_one_by_one(made, p[:, None] * t, weights) for t, p in tables)
+                product = made._fuse(TEXT, mean, IDS, weights)
+            made.zero_grad()
+            product.square().sum().backward()
+            grads = {n: p.grad.clone() for n, p in made.named_parameters() if p.grad is not None}
+            results.append((product.detach(), grads | dict(weights=weights.grad)))
+        (found, found_grads), (expected, grads) = results
+        torch.testing.assert_close(found, expected)
+        assert found_grads.keys() == grads.keys()
+        for name, grad in grads.items():
+            torch.testing.assert_close(found_grads[name], grad, rtol=1e-4, atol=1e-5)
+        assert sum(bool(grad.any()) for grad in grads.values()) >= 6
 
     def test_it_starts_as_nothing(self):
         made = EALearner(tiny.VOCAB, DIM)

@@ -5,114 +5,31 @@ import os
 import subprocess
 import sys
 
-import numpy as np
 import pytest
+import runs
 import tiny
 import torch
-from mmengine.registry import DefaultScope
-from mmengine.runner import Runner
-from PIL import Image
+from runs import TYPES, same, weights, write_catalogue
 
-from eiclip_mm.datasets import FashionGen
-from eiclip_mm.datasets.synthetic import FILES, write_mini_fashiongen
-from eiclip_mm.engine import CausalEffectHook, ImageFeatureCache, TowerLrConstructor
+from eiclip_mm.engine import CausalEffectHook, TowerLrConstructor
 from eiclip_mm.engine.hooks import effect_table
 from eiclip_mm.models.checkpoints import read_towers
-from eiclip_mm.registry import OPTIM_WRAPPERS, TRANSFORMS
-from eiclip_mm.structures import EntityVocab
-
-TYPES = ('brand', 'composition')
-LOAD = [
-    dict(type='LoadProductImage'),
-    dict(type='ResizeEdge', scale=32, edge='short'),
-    dict(type='CenterCrop', crop_size=32),
-]
-PIXELS = [*LOAD, dict(type='EntityDropout', prob=0.3), dict(type='PackProduct')]
-FEATURES = [dict(type='LoadImageFeature', pipeline=LOAD), dict(type='PackProduct')]
-# draws at every step: patches that are dropped, gates
-NOISY = dict(tiny.ARCHITECTURE, vision_cfg=dict(tiny.ARCHITECTURE['vision_cfg'], patch_dropout=0.5))
-TIMM = dict(
-    tiny.ARCHITECTURE,
-    vision_cfg=dict(
-        timm_model_name='test_efficientnet', timm_pool='avg', timm_proj='linear', image_size=32
-    ),
-)
-FROZEN = dict(type='OpenCLIPTowers', model=TIMM, image_unlocked=0)
+from eiclip_mm.registry import OPTIM_WRAPPERS
 
 
 @pytest.fixture(scope='module')
 def catalogue(tmp_path_factory):
-    """44 products, and their vocabulary as a plain dict."""
-    folder = tmp_path_factory.mktemp('mini')
-    write_mini_fashiongen(folder, num_train=44, num_validation=2, num_general=2, progress=False)
-    DefaultScope.get_instance('catalogue', scope_name='eiclip_mm')
-    products = FashionGen(FILES['train'], TYPES, data_root=str(folder)).records()
-    vocab = EntityVocab.build((p['entities'] for p in products), TYPES)
-    return folder, vocab.to_dict()
+    return write_catalogue(tmp_path_factory.mktemp('mini'))
 
 
 @pytest.fixture
 def make_runner(catalogue, tmp_path):
     """Runners of a small experiment; keyword arguments change it."""
-    folder, vocab = catalogue
-    made = []
 
-    def make(
-        work_dir='run', model=None, pipeline=PIXELS, fold='select', hooks=('StepSeedHook',),
-        epochs=1, **changes,
-    ):  # fmt: skip
-        torch.manual_seed(0)
-        model = dict(
-            type='EICLIP',
-            towers=dict(type='OpenCLIPTowers', model=NOISY),
-            selector=dict(type='GatedCESelector'),
-            learner=dict(type='EALearner'),
-        ) | (model or {})
-        tokenizer = tiny.tokenizer(model=model['towers']['model'], vocab=vocab)
-        dataset = dict(
-            type='FashionGen', data_root=str(folder), ann_file=FILES['train'],
-            entity_types=TYPES, tokenizer=tokenizer, pipeline=pipeline,
-            serialize_data=False,  # it collects garbage, a third of a second a time
-        )  # fmt: skip
-        loader = dict(num_workers=0, collate_fn=dict(type='default_collate'))
-        settings = dict(
-            model=dict(model, tokenizer=tokenizer),
-            work_dir=str(tmp_path / work_dir),
-            train_dataloader=dict(
-                batch_size=16, drop_last=True, sampler=dict(type='ProductSampler', shuffle=True),
-                dataset=dict(dataset, views='random', fold='fit'), **loader,
-            ),
-            val_dataloader=dict(
-                batch_size=16, sampler=dict(type='DefaultSampler', shuffle=False),
-                dataset=dict(dataset, views='first', fold=fold), **loader,
-            ),
-            val_evaluator=dict(type='RetrievalMetric', protocols=['full/first-image'], ks=(1, 5)),
-            val_cfg=dict(),
-            train_cfg=dict(by_epoch=True, max_epochs=epochs),
-            optim_wrapper=dict(optimizer=dict(type='AdamW', lr=0.003)),
-            param_scheduler=[dict(type='LinearLR', start_factor=0.1, by_epoch=False, end=5)],
-            default_hooks=dict(
-                checkpoint=dict(type='CheckpointHook', interval=1, rule='greater',
-                                save_best='full/first-image/i2t/R@1'),
-            ),
-            custom_hooks=[dict(type=h) if isinstance(h, str) else h for h in hooks],
-            randomness=dict(seed=7),
-            default_scope='eiclip_mm',
-            log_level='ERROR',
-            experiment_name=f'test{len(made)}-{tmp_path.name}',
-        )  # fmt: skip
-        made.append(Runner(**settings | changes))
-        return made[-1]
+    def make(work_dir='run', **changes):
+        return runs.make_runner(catalogue, tmp_path / work_dir, **changes)
 
     return make
-
-
-def weights(runner):
-    return {name: value.clone() for name, value in runner.model.state_dict().items()}
-
-
-def same(a, b):
-    return all(a[name].equal(b[name]) for name in a)
 
 
 class TestResume:
@@ -242,160 +159,6 @@ class TestCausalEffectHook:
             CausalEffectHook(begin=0)
 
 
-class TestImageFeatureCache:
-    def runner(self, make_runner, **changes):
-        model = dict(towers=FROZEN | changes.pop('towers', {}))
-        return make_runner(**dict(model=model, pipeline=FEATURES, hooks=()) | changes)
-
-    def names(self, folder):
-        return {path.name for path in folder.glob('*.npy')}
-
-    def test_values_are_the_trunk_s(self, make_runner, tmp_path):
-        runner = self.runner(make_runner)
-        for module in runner.model.modules():
-            module.training = True  # as before the first epoch
-        ImageFeatureCache(tmp_path / 'cache', batch_size=7).before_train(runner)
-        assert runner.model.towers.training
-        pixels = make_runner('pixels', pipeline=[*LOAD, dict(type='PackProduct')])
-        seen = 0
-        for name in ('train_dataloader', 'val_dataloader'):
-            cached, loaded = (getattr(r, name).dataset for r in (runner, pixels))
-            for dataset in (cached, loaded):
-                dataset.set_epoch(0)  # the same views
-            towers = runner.model.towers.eval()
-            for a, b in zip(cached, loaded, strict=True):
-                with torch.no_grad():
-                    expected = towers.image_trunk(b['image'][None])[0]
-                torch.testing.assert_close(a['image'], expected, rtol=1e-4, atol=1e-5)
-                seen += 1
-        assert seen == 44 and expected.std() > 0
-
-    def test_a_run_from_files_to_metrics(self, make_runner, tmp_path):
-        hook = dict(type='ImageFeatureCache', folder=str(tmp_path / 'cache'))
-        runner = self.runner(make_runner, hooks=('StepSeedHook', hook))
-        before = weights(runner)
-        runner.train()
-        after = weights(runner)
-        changed = {name for name in before if not before[name].equal(after[name])}
-        assert 'towers.clip.visual.head.proj.weight' in changed
-        assert not [name for name in changed if 'visual.trunk' in name]
-        # a second run finds the files and gives the same weights
-        files = {path: path.stat().st_mtime_ns for path in (tmp_path / 'cache').iterdir()}
-        assert len(files) == 2
-        other = self.runner(make_runner, work_dir='again', hooks=('StepSeedHook', hook))
-        other.train()
-        assert {p: p.stat().st_mtime_ns for p in (tmp_path / 'cache').iterdir()} == files
-        assert same(weights(other), after)
-
-    def test_val_and_test_alone(self, make_runner, tmp_path):
-        runner = self.runner(make_runner)
-        hook = ImageFeatureCache(tmp_path / 'cache')
-        hook.before_val(runner)
-        assert len(self.names(tmp_path / 'cache')) == 1
-        assert runner.val_dataloader.dataset[0]['image'].ndim == 1
-        (path,) = (tmp_path / 'cache').iterdir()
-        path.unlink()
-        hook.before_val(runner)  # before every validation, but it looks once
-        assert not self.names(tmp_path / 'cache')
-
-    def test_the_name_says_what_went_in(self, make_runner, tmp_path):
-        folder = tmp_path / 'cache'
-
-        def added(change=None, **changes):
-            runner = self.runner(make_runner, work_dir=f'run{len(made)}', **changes)
-            if change is not None:
-                change(runner.model.towers)
-            before = self.names(folder)
-            ImageFeatureCache(folder).before_val(runner)
-            made.append(runner)
-            return len(self.names(folder) - before)
-
-        def trunk_weight(towers):
-            next(towers.image_trunk_module().parameters()).data[0] += 1e-3
-
-        def running_mean(towers):
-            next(b for n, b in towers.clip.visual.trunk.named_buffers() if 'mean' in n).add_(1e-3)
-
-        def head_weight(towers):
-            towers.clip.visual.head.proj.weight.data += 1
-            towers.clip.text_projection.data += 1
-
-        made = []
-        wide = [LOAD[0], dict(LOAD[1], scale=36), LOAD[2]]
-        wide = [dict(FEATURES[0], pipeline=wide), FEATURES[1]]
-        other_pool = dict(TIMM, vision_cfg=dict(TIMM['vision_cfg'], timm_pool='max'))
-        assert added() == 1
-        assert added() == 0
-        assert added(head_weight) == 0  # is no part of the features
-        assert added(trunk_weight) == 1
-        assert added(running_mean) == 1
-        assert added(pipeline=wide) == 1
-        assert added(fold='all') == 1
-        assert added(towers=dict(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))) == 1
-        assert added(towers=dict(std=(0.5, 0.5, 0.5))) == 1
-        assert added(towers=dict(model=other_pool)) == 1
-
-    def test_a_photo_replaced_in_place_gives_a_new_name(self, make_runner, tmp_path):
-        photo, folder = tmp_path / 'photo.png', tmp_path / 'cache'
-        runner = self.runner(make_runner)
-        dataset = runner.val_dataloader.dataset
-        photos = {(str(photo),): dict(img_path=str(photo))}
-        dataset.images = lambda: photos
-
-        def fill(colour, time, size=40):
-            Image.new('RGB', (size, size), colour).save(photo, compress_level=0)
-            os.utime(photo, ns=(time, time))
-            dataset.pipeline.transforms[0] = TRANSFORMS.build(FEATURES[0])  # as in a new run
-            before = self.names(folder)
-            ImageFeatureCache(folder).before_val(runner)
-            return self.names(folder) - before
-
-        second = 10**9
-        (first,) = fill('red', second)
-        (other,) = fill('blue', 2 * second)  # of the same size in bytes
-        assert not np.array_equal(np.load(folder / first), np.load(folder / other))
-        assert len(fill('blue', 2 * second, size=48)) == 1  # at the same time
-        assert not fill('red', second)  # nothing that the name would tell
-
-    def test_rests_of_a_killed_run_are_harmless(self, make_runner, tmp_path):
-        runner = self.runner(make_runner)
-        ImageFeatureCache(tmp_path / 'whole').before_val(runner)
-        (path,) = (tmp_path / 'whole').iterdir()
-        folder = tmp_path / 'cache'
-        folder.mkdir()
-        for name in (f'{path.stem}.tmp', f'{path.stem}.{os.getpid()}.tmp'):
-            (folder / name).write_bytes(b'half a file' * 1000)
-        ImageFeatureCache(folder).before_val(self.runner(make_runner, work_dir='again'))
-        assert (np.load(folder / path.name) == np.load(path)).all()
-        # and a run that stops half way leaves no file that looks whole
-        runner = self.runner(make_runner, work_dir='stopped')
-        broken = tmp_path / 'broken.h5'
-        broken.write_bytes(b'no photos')
-        broken = {(str(broken), 0): dict(h5_path=str(broken), row=0)}
-        images = runner.val_dataloader.dataset.images() | broken
-        runner.val_dataloader.dataset.images = lambda: images
-        with pytest.raises(OSError, match='file signature not found'):
-            ImageFeatureCache(tmp_path / 'stopped', batch_size=2).before_val(runner)
-        assert list((tmp_path / 'stopped').glob('*.tmp'))  # it had begun
-        assert not self.names(tmp_path / 'stopped')
-
-    @pytest.mark.filterwarnings('ignore:Importing from timm.models.helpers:FutureWarning')
-    def test_a_trunk_that_trains_is_refused(self, make_runner, tmp_path):
-        for unlocked in (None, 1):
-            runner = self.runner(make_runner, towers=dict(image_unlocked=unlocked))
-            with pytest.raises(ValueError, match=r'towers=dict\(image_unlocked=0\), or load pix'):
-                ImageFeatureCache(tmp_path / 'cache').before_train(runner)
-        assert not (tmp_path / 'cache').exists()
-
-    def test_pixels_are_left_alone(self, make_runner, tmp_path):
-        ImageFeatureCache(tmp_path / 'cache').before_train(make_runner())
-        assert not (tmp_path / 'cache').exists()
-
-    def test_without_the_hook(self, make_runner):
-        with pytest.raises(RuntimeError, match='LoadImageFeature has no features yet: add dict'):
-            self.runner(make_runner).train()
-
-
 class TestAutocast:
     def wrapper(self, model, **changes):
         config = dict(
@@ -417,10 +180,11 @@ class TestAutocast:
         model(**data)
         assert seen[1:] == [torch.float32] and not torch.is_autocast_enabled('cpu')
 
-    def test_accumulation_equals_the_mean_of_two_batches(self):
+    @pytest.mark.parametrize('kind', ['OptimWrapper', 'AutocastOptimWrapper'])
+    def test_accumulation_equals_the_mean_of_two_batches(self, kind):
         models = [tiny.model(entity_loss_weight=0).eval() for _ in range(2)]
         data = tiny.batch(models[0]), tiny.batch(models[0], seed=1)
-        wrapper = self.wrapper(models[0], accumulative_counts=2)
+        wrapper = self.wrapper(models[0], type=kind, accumulative_counts=2)
         wrapper.initialize_count_status(models[0], 0, 4)
         start = models[0].towers.clip.text_projection.clone()
         models[0].train_step(data[0], wrapper)
@@ -428,7 +192,7 @@ class TestAutocast:
         models[0].train_step(data[1], wrapper)
         optimizer = torch.optim.SGD(models[1].parameters(), 0.5)
         for part in data:
-            with torch.autocast('cpu', torch.bfloat16):
+            with torch.autocast('cpu', torch.bfloat16, enabled=kind == 'AutocastOptimWrapper'):
                 loss = tiny.total(models[1](**part, mode='loss')) / 2
             loss.backward()
         optimizer.step()
@@ -486,3 +250,22 @@ def test_a_prefix_that_fits_nothing_is_refused():
     )
     with pytest.raises(ValueError, match=r"lr_mult \['tower.clip'\] fits no parameter"):
         constructor(tiny.model())
+
+
+def test_fused_adamw_is_fused_and_the_same():
+    """One kernel for all parameters of a group, asked for by the schedule of the configs."""
+    results = []
+    for fused in (True, False):
+        network = tiny.model()
+        wrapper = TowerLrConstructor(
+            dict(type='OptimWrapper', optimizer=dict(type='AdamW', lr=1e-3, fused=fused)),
+            dict(lr_mult={'towers': 0.1}),
+        )(network)
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            network.train_step(tiny.batch(network), wrapper)
+        names = [event.name for event in profile.events()]
+        groups = len(wrapper.optimizer.param_groups)
+        assert names.count('aten::_fused_adamw_') == groups * fused
+        results.append(list(network.parameters()))
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)

@@ -168,6 +168,9 @@ CONFIGS = dict(
     ),
     clip=dict(kind='OpenCLIP'),
 )
+CONFIGS['in_tiles'] = CONFIGS['mixture'] | dict(
+    loss=dict(type='InfoNCE', same_text=True, tiled=True)
+)
 # The second half, what rank 1 of two holds, has no brand but unknown ones.
 GLOBAL_BATCH = tiny.PRODUCTS + (
     (8, 'green dress', dict(composition=['silk'])),
@@ -195,7 +198,7 @@ def value_and_gradients(model, inner, data):
     return terms, {n: p.grad for n, p in inner.named_parameters() if p.requires_grad}
 
 
-def without_gradient(x):
+def without_gradient(x, sizes):
     parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
     dist.all_gather(parts, x.contiguous())
     return torch.cat(parts)

@@ -1,7 +1,10 @@
 """Texts as they are compared, and the vocabulary of entities: building, files, broken files."""
 
+import html
 import json
 import random
+import re
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -14,10 +17,12 @@ from eiclip_mm.structures import (
     EntityVocab,
     clean_text,
     entity_key,
+    is_plain,
     resolve_path,
     words,
 )
 
+ASCII = st.text(st.characters(max_codepoint=127), max_size=40)
 ANY_TEXT = st.text(st.characters(exclude_categories=()), max_size=40)  # lone surrogates as well
 PRODUCTS = (
     dict(brand=['Diesel'], composition=['cotton', 'silk']),
@@ -76,11 +81,41 @@ def test_entity_key(one, other, same):
     assert (entity_key(one) == entity_key(other)) is same
 
 
-@given(ANY_TEXT)
-@settings(deadline=None, max_examples=200)
+@given(st.one_of(ANY_TEXT, ASCII))
+@settings(deadline=None, max_examples=400)
 def test_words(text):
-    text = clean_text(text)
-    assert words(text) == split_words(text)
+    for own in (text, clean_text(text)):
+        assert words(own) == split_words(own)
+
+
+@pytest.mark.parametrize(
+    'text, plain',
+    [('Slim-fit 50% "tee"', True), ('', True), (' a  b ', True), ('H&M', False), ('é', False),
+     ('a\tb', False), ('a\x7f', False), ('a\x1b[0m', False)],
+)  # fmt: skip
+def test_is_plain(text, plain):
+    assert is_plain(text) is plain
+
+
+def slowly_cleaned(text: str) -> str:
+    """What :func:`clean_text` says, step by step for every text."""
+    text = html.unescape(html.unescape(text))
+    text = text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')
+    text = re.sub(r'[\x00-\x08\x0b\x0e-\x1f\x7f\ufeff]', '', text)
+    return ' '.join(unicodedata.normalize('NFC', text).split())
+
+
+@pytest.mark.parametrize(
+    'texts', [ANY_TEXT, ASCII, st.text('aZ \t\n\r\x0b\x0c\x1c\x7f&#39;lt', max_size=20)]
+)
+@given(data=st.data())
+@settings(deadline=None, max_examples=300)
+def test_clean_text_and_entity_key_are_the_slow_reference(texts, data):
+    text = data.draw(texts)
+    clean = slowly_cleaned(text)
+    assert clean_text(text) == clean
+    folded = unicodedata.normalize('NFKC', clean).casefold().replace('’', "'")
+    assert entity_key(text) == folded
 
 
 def test_build():

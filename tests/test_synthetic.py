@@ -28,6 +28,7 @@ from eiclip_mm.datasets.synthetic import (
     signature,
     write_mini_fashiongen,
 )
+from eiclip_mm.datasets.synthetic.files import _drawn
 
 SIZES = dict(num_train=46, num_validation=80, num_general=20, seed=0)
 STRINGS = 'brand category composition concat_description department description gender name pose'
@@ -57,6 +58,14 @@ def catalogue() -> list[synthetic.Product]:
 
 def texts(split, key) -> list[str]:
     return [value.decode('latin-1') for value in split[key][:, 0]]
+
+
+def test_many_photos_are_drawn_on_all_cores_as_one_by_one():
+    rows = [(make_picture(0, i), 0) for i in range(520)]
+    drawn = list(_drawn(rows))
+    assert len(drawn) == len(rows)
+    for i in (0, 15, 16, 300, 519):
+        np.testing.assert_array_equal(drawn[i], draw(*rows[i]))
 
 
 @pytest.mark.parametrize('name', FILES)

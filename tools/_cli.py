@@ -1,18 +1,20 @@
-"""What train.py and test.py share: reading a config, overriding it, starting processes."""
+"""What the tools share: a config and its overrides, processes, a runner with a checkpoint."""
 
 import argparse
+import hashlib
 import inspect
 import os
 from pathlib import Path
 
 import torch
 from mmengine.config import Config, DictAction
-from mmengine.runner import Runner
+from mmengine.runner import FlexibleRunner, Runner
 
 SETTINGS = (
     *(name for name in inspect.signature(Runner.__init__).parameters if name != 'self'),
     'find_unused_parameters',
     'model_wrapper_cfg',
+    'strategy',
 )
 LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 
@@ -147,3 +149,51 @@ def start_processes(cfg: Config) -> None:
         broadcast_buffers=False,
         find_unused_parameters=cfg.get('find_unused_parameters', False),
     )
+
+
+def build_runner(cfg: Config) -> Runner | FlexibleRunner:
+    """mmengine's runner, or the one that has strategies where the config names one.
+
+    Raises:
+        SystemExit: the strategy is asked for what it cannot do.
+    """
+    if not cfg.get('strategy'):
+        return Runner.from_cfg(cfg)
+    if cfg.launcher == 'none':
+        raise SystemExit(
+            f'{cfg.strategy.type} splits a model over several processes, here is one; '
+            'start them with tools/dist_train.sh or tools/slurm_train.sh, or leave it out.'
+        )
+    for hook in cfg.get('custom_hooks', ()):
+        if hook['type'] == 'CausalEffectHook':
+            raise SystemExit(
+                'CausalEffectHook runs the model on one process, which under a strategy holds a '
+                "part of it alone: take another selector, such as dict(type='KeepAll'), or train "
+                'without the strategy.'
+            )
+    return FlexibleRunner.from_cfg(cfg)
+
+
+def checkpoint_path(cfg: Config, checkpoint: str) -> Path | None:
+    """Where the weights are, ``None`` for "none"; the config then asks for no other weights."""
+    if checkpoint.lower() == 'none':
+        return None
+    path = Path(checkpoint)
+    if not path.is_file():
+        raise SystemExit(f'checkpoint {path} does not exist.')
+    if 'towers' in cfg.model:
+        # The checkpoint holds all weights: where they came from need not exist any more.
+        cfg.model.towers.pretrained = cfg.model.towers.image_weights = None
+    return path
+
+
+def load_checkpoint(runner: Runner, config: str, path: Path | None) -> dict:
+    """Load the weights; returns what a protocol card says of them, as plain JSON."""
+    if path is None:
+        return dict(config=Path(config).stem, checkpoint=None, chosen_on=None)
+    # Not cfg.load_from, which only logs weights that are missing or do not fit.
+    meta = runner.load_checkpoint(str(path), strict=True).get('meta', {})
+    card = dict(config=Path(config).stem, checkpoint=path.name)
+    with open(path, 'rb') as file:
+        card['checkpoint_sha256'] = hashlib.file_digest(file, 'sha256').hexdigest()
+    return card | {key: meta[key] for key in ('seed', 'epoch', 'chosen_on') if key in meta}

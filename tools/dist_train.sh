@@ -9,12 +9,16 @@
 set -euo pipefail
 
 if [ $# -lt 2 ]; then
-    sed -n 's/^# \{0,1\}//p; /^set/q' "$0" >&2
+    sed -n '2,/^set/s/^# \{0,1\}//p' "$0" >&2
     exit 2
 fi
 config=$1
 gpus=$2
 shift 2
+if [[ ! $gpus =~ ^[1-9][0-9]*$ ]]; then
+    echo "GPUS must be a number of processes, at least 1, got '$gpus'" >&2
+    exit 2
+fi
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 python=${PYTHON:-python}
@@ -23,6 +27,9 @@ if [ "$nodes" = 1 ]; then
     free_port='import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'
     port=${PORT:-$("$python" -c "$free_port")}
 else
+    # Two machines of one rank, or each its own master, would wait for each other for ever.
+    : "${NODE_RANK:?must be given when NNODES is $nodes: 0 on the first machine, 1 on the second}"
+    : "${MASTER_ADDR:?must be given when NNODES is $nodes: the address of the machine of NODE_RANK 0}"
     port=${PORT:-29500}
 fi
 
@@ -33,7 +40,7 @@ if [ -z "${OMP_NUM_THREADS:-}" ]; then
 fi
 export PYTHONPATH="$here/..${PYTHONPATH:+:$PYTHONPATH}"
 
-# TOOL is set by dist_test.sh, which differs in nothing else.
+# dist_test.sh sets TOOL and differs in nothing else.
 exec "$python" -m torch.distributed.run \
     --nnodes="$nodes" \
     --node-rank="${NODE_RANK:-0}" \

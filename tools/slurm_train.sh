@@ -3,12 +3,12 @@
 #
 # Usage: bash tools/slurm_train.sh PARTITION JOB_NAME CONFIG [options of tools/train.py]
 #
-# By default GPUS=8 GPUS_PER_NODE=8 CPUS_PER_TASK=5. SRUN_ARGS holds further options of srun,
-# PYTHON names the interpreter.
+# By default GPUS=8 GPUS_PER_NODE=8 CPUS_PER_TASK=5. SRUN_ARGS holds further options of srun, split
+# at spaces; PYTHON names the interpreter. PORT is drawn unless given, so that jobs share nodes.
 set -euo pipefail
 
 if [ $# -lt 3 ]; then
-    sed -n 's/^# \{0,1\}//p; /^set/q' "$0" >&2
+    sed -n '2,/^set/s/^# \{0,1\}//p' "$0" >&2
     exit 2
 fi
 partition=$1
@@ -26,6 +26,8 @@ fi
 read -r -a srun_args <<<"${SRUN_ARGS:-}"
 
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$cpus_per_task}
+# mmengine's default is 29500 for every job.
+export MASTER_PORT=${PORT:-$((20000 + RANDOM % 10000))}
 export PYTHONPATH="$here/..${PYTHONPATH:+:$PYTHONPATH}"
 
 # TOOL is set by slurm_test.sh, which differs in nothing else.

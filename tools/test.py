@@ -1,11 +1,10 @@
 """Evaluate a checkpoint: python tools/test.py CONFIG CHECKPOINT [--out embeddings.npz]"""
 
 import argparse
-import hashlib
 import json
 from pathlib import Path
 
-from _cli import add_common, read_config, start_processes
+from _cli import add_common, checkpoint_path, load_checkpoint, read_config, start_processes
 from mmengine.dist import is_main_process
 from mmengine.runner import Runner
 
@@ -31,20 +30,10 @@ def main() -> None:
     """Read the config, load the checkpoint, run, write the results beside the log."""
     args = parse_args()
     cfg = read_config(args)
-    path = None if args.checkpoint.lower() == 'none' else Path(args.checkpoint)
-    if path is not None:
-        if not path.is_file():
-            raise SystemExit(f'checkpoint {path} does not exist.')
-        if 'towers' in cfg.model:
-            # The checkpoint holds all weights: where they came from need not exist any more.
-            cfg.model.towers.pretrained = cfg.model.towers.image_weights = None
+    path = checkpoint_path(cfg, args.checkpoint)
     start_processes(cfg)
     runner = Runner.from_cfg(cfg)
-    meta = {}
-    if path is not None:
-        # Not cfg.load_from, which only logs weights that are missing or do not fit.
-        meta = runner.load_checkpoint(str(path), strict=True).get('meta', {})
-    metrics = prepared_metrics(runner, args.out, model_card(Path(args.config), path, meta))
+    metrics = prepared_metrics(runner, args.out, load_checkpoint(runner, args.config, path))
     results = runner.test()
     if is_main_process():
         cards = {name: card for metric in metrics for name, card in metric.protocol_cards.items()}
@@ -67,16 +56,6 @@ def prepared_metrics(runner: Runner, out: str | None, card: dict) -> list[Retrie
         if out:
             metric.out = npz_path(out)
     return metrics
-
-
-def model_card(config: Path, checkpoint: Path | None, meta: dict) -> dict:
-    """Which weights are measured, as the protocol card says it."""
-    if checkpoint is None:
-        return dict(config=config.stem, checkpoint=None, chosen_on=None)
-    card = dict(config=config.stem, checkpoint=checkpoint.name)
-    with open(checkpoint, 'rb') as file:
-        card['checkpoint_sha256'] = hashlib.file_digest(file, 'sha256').hexdigest()
-    return card | {key: meta[key] for key in ('seed', 'epoch', 'chosen_on') if key in meta}
 
 
 if __name__ == '__main__':

@@ -3,8 +3,7 @@
 import argparse
 
 import torch
-from _cli import add_common, read_config, start_processes
-from mmengine.runner import Runner
+from _cli import add_common, build_runner, read_config, start_processes
 
 import eiclip_mm  # noqa: F401  (checks the installation)
 
@@ -24,6 +23,9 @@ def parse_args() -> argparse.Namespace:
         '--amp', action='store_true', help='bfloat16 autocast (float16 with --amp-dtype)'
     )
     parser.add_argument('--amp-dtype', choices=['bfloat16', 'float16'], default='bfloat16')
+    parser.add_argument(
+        '--compile', action='store_true', help='torch.compile the towers (model.towers.compile)'
+    )
     parser.add_argument('--no-validate', action='store_true', help='no validation while training')
     parser.add_argument(
         '--auto-scale-lr',
@@ -43,13 +45,15 @@ def main() -> None:
         cfg.load_from = None if args.resume == 'auto' else args.resume
     if args.amp:
         set_amp(cfg, args.amp_dtype)
+    if args.compile:
+        set_compile(cfg)
     if args.no_validate:
         cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
         cfg.default_hooks.checkpoint.save_best = None
     if args.auto_scale_lr:
         cfg.auto_scale_lr.enable = True
     start_processes(cfg)
-    Runner.from_cfg(cfg).train()
+    build_runner(cfg).train()
 
 
 def set_amp(cfg, dtype: str) -> None:
@@ -59,6 +63,15 @@ def set_amp(cfg, dtype: str) -> None:
     scaled = dtype == 'float16'
     cfg.optim_wrapper.type = 'AmpOptimWrapper' if scaled else 'AutocastOptimWrapper'
     cfg.optim_wrapper.dtype = dtype
+
+
+def set_compile(cfg) -> None:
+    """Compiled towers; what else a model has is small beside them."""
+    if 'towers' not in cfg.model:
+        raise SystemExit(
+            f'--compile compiles model.towers, which {cfg.model.type} does not have; leave it out.'
+        )
+    cfg.model.towers.compile = True
 
 
 if __name__ == '__main__':

@@ -1,13 +1,14 @@
-"""Product data: data sets, the entity-aware tokenizer, transforms, sampler."""
+"""Product data: data sets, the entity-aware tokenizer, transforms, batches."""
 
 import mmpretrain.datasets  # noqa: F401  (fills the parent registries; a child does not)
 
+from .batches import PackProduct, stack_products
 from .coco_products import CocoProducts
 from .fashiongen import FashionGen
 from .product_dataset import ProductDataset
 from .sampler import ProductSampler
 from .tokenizer import EntityMatcher, EntityTokenizer
-from .transforms import EntityDropout, LoadImageFeature, LoadProductImage, PackProduct
+from .transforms import EntityDropout, LoadImageFeature, LoadProductImage
 
 __all__ = [
     'CocoProducts',
@@ -20,4 +21,5 @@ __all__ = [
     'PackProduct',
     'ProductDataset',
     'ProductSampler',
+    'stack_products',
 ]

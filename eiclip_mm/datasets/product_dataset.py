@@ -1,18 +1,19 @@
 """What every product data set shares: items, views, folds of train and seeded randomness."""
 
 import hashlib
-import random
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
-from mmengine.dataset import BaseDataset
+from mmengine.dataset import BaseDataset, Compose
 
 from eiclip_mm.registry import TOKENIZER
 
+from .batches import PackProduct, write_batch
 from .labels import text_card, text_table
+from .sampler import kept_generators, seed_generators
+from .tokenizer import EncodedTexts
 
 VIEWS = ('random', 'first', 'all')
 FOLDS = ('all', 'fit', 'select')
@@ -28,27 +29,6 @@ def in_select_fold(product_id: int, share: float) -> bool:
     return int.from_bytes(digest, 'big') < share * 2**64
 
 
-@contextmanager
-def seeded(*seed: int) -> Iterator[None]:
-    """Run a block with Python's, numpy's and torch's generators seeded, then restore them.
-
-    Upstream transforms draw from these three generators; seeding them per sample makes a
-    sample depend on (seed, epoch, index) alone: not on the worker, the rank or a resume.
-    """
-    python, array, tensor = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    number = int(np.random.SeedSequence(seed).generate_state(1)[0])
-    random.seed(number)
-    np.random.seed(number)
-    # not torch.manual_seed, which would seed the accelerators as well
-    torch.default_generator.manual_seed(number)
-    try:
-        yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(array)
-        torch.set_rng_state(tensor)
-
-
 class ProductDataset(BaseDataset):
     """Products with photos, texts and entities; subclasses say where they are read from.
 
@@ -61,7 +41,10 @@ class ProductDataset(BaseDataset):
 
     An *item*, given to the pipeline, holds one view and one text of a record: the keys
     ``product_id, sample_idx, view, caption, text_fields, entities``, those of the image, and
-    what the tokenizer made of them: ``text`` (L,), ``entity_ids`` (K, M), ``text_id``.
+    what the tokenizer made of them: ``text`` (L,), ``text_length``, ``entity_ids`` (K, M),
+    ``text_id``. All texts are encoded once, when the data set is loaded: ``encoded`` has a row for
+    each text of each record, in order. If ``encoded.text`` is replaced by (T, F) floats, features
+    of a frozen trunk, items hold those.
 
     Unless views are random, ``metainfo['retrieval']`` tells evaluation what the products are:
     ``texts`` as :func:`~eiclip_mm.datasets.labels.text_table` gives them, ``data`` and ``text``
@@ -78,6 +61,9 @@ class ProductDataset(BaseDataset):
             are chosen, ``'select'`` is this slice, ``'all'`` is both.
         select_share: size of the slice, as a share of the products.
         seed: of the random views and of whatever the pipeline draws.
+        batched: make whole batches at once, see :func:`~.batches.write_batch`; the same values,
+            several times as fast. The loader needs ``collate_fn=dict(type='stack_products')`` and
+            the pipeline ``PackProduct`` at its end.
         **kwargs: of ``mmengine.dataset.BaseDataset``.
     """
 
@@ -90,6 +76,7 @@ class ProductDataset(BaseDataset):
         fold: str = 'all',
         select_share: float = 0.1,
         seed: int = 0,
+        batched: bool = False,
         **kwargs,
     ):
         for name, value, allowed in (('views', views, VIEWS), ('fold', fold, FOLDS)):
@@ -100,11 +87,18 @@ class ProductDataset(BaseDataset):
         if seed < 0:
             raise ValueError(f'seed must be at least 0, got {seed}.')
         self.views, self.fold, self.select_share, self.seed = views, fold, select_share, seed
+        self.batched = batched
         self.tokenizer = None if tokenizer is None else TOKENIZER.build(tokenizer)
+        self.encoded: EncodedTexts | None = None
         # In shared memory, so that set_epoch reaches loader workers that live on.
         self._epoch = torch.full((), -1, dtype=torch.int64).share_memory_()
         kwargs.setdefault('test_mode', views != 'random')
         super().__init__(pipeline=list(pipeline), **kwargs)
+        if batched and pipeline and not isinstance(self.pipeline.transforms[-1], PackProduct):
+            raise ValueError(
+                'batched=True needs PackProduct as the last transform of the pipeline, got '
+                f'{type(self.pipeline.transforms[-1]).__name__}; add it or leave batched out.'
+            )
 
     def load_records(self) -> list[dict]:
         """All records of the split, one a product; see the class."""
@@ -125,6 +119,7 @@ class ProductDataset(BaseDataset):
                     f'with select_share={self.select_share}; choose another share.'
                 )
         self._metainfo['views'] = self.views
+        self._encode(records)
         if self.views == 'random':
             return records
         self._metainfo['retrieval'] = self._card(records)
@@ -135,6 +130,18 @@ class ProductDataset(BaseDataset):
                 1 if self.views == 'first' else max(len(record['images']), len(record['texts']))
             )
         ]
+
+    def _encode(self, records: list[dict]) -> None:
+        """Encode all texts, and tell each record the row of its first."""
+        if self.tokenizer is None:
+            return
+        row = 0
+        for record in records:
+            record['text_row'] = row
+            row += len(record['texts'])
+        self.encoded = self.tokenizer.encode_all(
+            (text, record['entities']) for record in records for text in record['texts']
+        )
 
     def _card(self, records: list[dict]) -> dict:
         """What evaluation may know of the split; see :mod:`.labels`."""
@@ -175,10 +182,22 @@ class ProductDataset(BaseDataset):
     def prepare_data(self, idx: int):
         """Run the pipeline on one item."""
         epoch = int(self._epoch)
-        if epoch < 0:
-            return self.pipeline(self._item(idx))
-        with seeded(self.seed, epoch, idx % len(self)):
-            return self.pipeline(self._item(idx))
+        with kept_generators(epoch >= 0):
+            return self._run(idx, epoch, self.pipeline)
+
+    def __getitems__(self, indices: Sequence[int]) -> dict | list:
+        """A whole batch, asked for by torch's loader; a list of samples if not ``batched``."""
+        if not self.batched or not self.pipeline.transforms:
+            return [self[i] for i in indices]
+        pipeline, epoch = Compose(self.pipeline.transforms[:-1]), int(self._epoch)
+        # Keeping the generators' states takes longer than a crop: once a batch is enough.
+        with kept_generators(epoch >= 0):
+            return write_batch((self._run(i, epoch, pipeline) for i in indices), len(indices))
+
+    def _run(self, idx: int, epoch: int, pipeline: Compose) -> dict:
+        if epoch >= 0:
+            seed_generators(self.seed, epoch, idx % len(self))
+        return pipeline(self._item(idx))
 
     def _item(self, idx: int) -> dict:
         data = self.get_data_info(idx)
@@ -186,10 +205,18 @@ class ProductDataset(BaseDataset):
             view = np.random.randint(len(data['images']))
             caption = np.random.randint(len(data['texts']))
             data = item(data, view, caption)
-        if self.tokenizer is not None:
-            encoded = self.tokenizer(data['text_fields'], data['entities'])
-            data.update(text=encoded.text, entity_ids=encoded.entity_ids, text_id=encoded.text_id)
+        if self.encoded is not None:
+            data.update(self._texts(data.pop('text_row') + data['caption']))
         return data
+
+    def _texts(self, row: int) -> dict:
+        """What the tokenizer made of a text."""
+        text, entity_ids = self.encoded.text[row], self.encoded.entity_ids[row]
+        made = dict(entity_ids=entity_ids.astype(np.int64), text_id=int(self.encoded.text_id[row]))
+        if text.dtype.kind == 'f':
+            return dict(made, text=text.astype(np.float32))
+        length = int(self.encoded.length[row])
+        return dict(made, text=text.astype(np.int64), text_length=length)
 
 
 def image_key(image: dict) -> tuple:

@@ -4,140 +4,25 @@ Source: ours, on the paper's motive: sub-word tokens intertwine entities ("Canad
 Goose"), and the language part should be entity-aware. How it is done is our reconstruction.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
 
 import numpy as np
-import open_clip
+from tqdm import tqdm
 
 from eiclip_mm.registry import TOKENIZER
-from eiclip_mm.structures import UNKNOWN, EntityVocab, clean_text, resolve_path, words
+from eiclip_mm.structures import UNKNOWN, EntityVocab, clean_text
+
+from .encoded import Encoded, EncodedTexts
+from .matcher import EntityMatcher, Mention
+from .subwords import SubWords
 
 MENTION = ('keep', 'cut', 'token')
 TAGS = ('given', 'text')
-
-
-class SubWords:
-    """One face for open_clip's two tokenizers: sub-word ids, special ids, sizes.
-
-    Args:
-        model: an open_clip model name, or an architecture as ``OpenCLIPTowers`` takes it.
-        context_length: tokens L of a text, the special ones included; the model's by default.
-    """
-
-    def __init__(self, model: str | Mapping, context_length: int | None = None):
-        if isinstance(model, str):
-            inner = open_clip.get_tokenizer(model, context_length=context_length)
-        else:
-            text_cfg = model['text_cfg']
-            length = context_length
-            if length is None:
-                length = text_cfg.get('context_length', 77)
-            if 'hf_model_name' in text_cfg:
-                folder = resolve_path(text_cfg.get('hf_tokenizer_name', text_cfg['hf_model_name']))
-                inner = open_clip.tokenizer.HFTokenizer(folder, context_length=length)
-            else:
-                inner = open_clip.SimpleTokenizer(context_length=length)
-        self.context_length = inner.context_length
-        if hasattr(inner, 'sot_token_id'):
-            self.start, self.end, self.pad = inner.sot_token_id, inner.eot_token_id, 0
-            self.size = inner.vocab_size
-            self.encode = inner.encode
-        else:
-            hf = inner.tokenizer
-            self.start = hf.cls_token_id if hf.cls_token_id is not None else hf.bos_token_id
-            self.end = hf.sep_token_id if hf.sep_token_id is not None else hf.eos_token_id
-            self.pad, self.size = hf.pad_token_id, len(hf)
-            if self.start is None or self.end is None or self.pad is None:
-                raise ValueError(
-                    f'the tokenizer of {model!r} lacks a start, end or padding token; '
-                    'EntityTokenizer needs all three.'
-                )
-            self._hf, self._clean = hf, inner.clean_fn
-            self.encode = self._encode_hf
-
-    def _encode_hf(self, text: str) -> list[int]:
-        return self._hf.encode(self._clean(text), add_special_tokens=False, verbose=False)
-
-
-@dataclass(frozen=True)
-class Mention:
-    """A name in a text: characters ``start`` to ``end``, and whom it may name.
-
-    ``entities`` holds (type number, entity id); more than one where types share a name.
-    """
-
-    start: int
-    end: int
-    entities: tuple[tuple[int, int], ...]
-
-
-class EntityMatcher:
-    """Finds the names of a vocabulary in a text: leftmost, longest, on word boundaries.
-
-    A trie over words, so the time does not grow with the number of names. A name without a letter
-    or digit ("-", where a shop has no brand) is found in no text.
-
-    >>> vocab = EntityVocab({'brand': ('Goose', 'Golden Goose')}, {'brand': (1, 1)})
-    >>> [(m.start, m.end, m.entities) for m in EntityMatcher(vocab).find('a GOLDEN goose tee')]
-    [(2, 14, ((0, 2),))]
-    """
-
-    _END = ''
-
-    def __init__(self, vocab: EntityVocab, types: Sequence[str] | None = None):
-        self._root: dict = {}
-        for k, type_ in enumerate(vocab.types):
-            if types is not None and type_ not in types:
-                continue
-            for id_, name in enumerate(vocab.names[type_], 1):
-                if not any(map(str.isalnum, name)):
-                    continue
-                node = self._root
-                for word, _, _ in words(clean_text(name)):
-                    node = node.setdefault(word, {})
-                node.setdefault(self._END, []).append((k, id_))
-
-    def find(self, text: str) -> list[Mention]:
-        """Mentions in a clean text (see ``clean_text``), in order, without overlap."""
-        parts = words(text)
-        mentions, i = [], 0
-        while i < len(parts):
-            node, found, j = self._root, None, i
-            while j < len(parts) and (node := node.get(parts[j][0])) is not None:
-                j += 1
-                if self._END in node:
-                    found = (j, node[self._END])
-            if found is None:
-                i += 1
-                continue
-            mentions.append(Mention(parts[i][1], parts[found[0] - 1][2], tuple(found[1])))
-            i = found[0]
-        return mentions
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """What a model sees of a product's text and metadata.
-
-    Attributes:
-        text: (L,) int64 token ids, padded.
-        entity_ids: (K, M) int64, 0 where there is none or it is unknown.
-        text_id: 63-bit hash of the text: equal texts have equal ids.
-        composed: the text that was encoded, for people.
-        mentions: the names found in it.
-        dropped: sub-words that did not fit into L.
-    """
-
-    text: np.ndarray
-    entity_ids: np.ndarray
-    text_id: int
-    composed: str
-    mentions: tuple[Mention, ...]
-    dropped: int
+CHUNK = 4096  # texts that encode_all encodes at a time
+SILENT = 100_000  # texts that take no progress bar
 
 
 @TOKENIZER.register_module()
@@ -215,26 +100,78 @@ class EntityTokenizer:
         entities: Mapping[str, Sequence[str]] | None = None,
     ) -> Encoded:
         """Encode one product, or a query as ``tokenizer({'description': query})``."""
-        given = {t: v for t, v in (entities or {}).items() if v} if self.tags == 'given' else {}
-        for type_, values in given.items():
-            if isinstance(values, str):
-                raise TypeError(
-                    f'entities[{type_!r}] must be a list, got {values!r}; write [{values!r}].'
-                )
+        given = self._given(entities)
         text = self.compose(text_fields, given)
         mentions = tuple(self.matcher.find(text))
-        tokens, dropped = self._tokens(text, mentions)
+        ids = []
+        for piece in self._pieces(text, mentions):
+            ids += self.subwords.encode(piece) if isinstance(piece, str) else [piece]
+        kept = self._fitted(ids)
         return Encoded(
-            text=tokens,
+            text=self._padded([kept])[0],
             entity_ids=self._entity_ids(given, mentions),
-            text_id=int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), 'big') >> 1,
+            text_id=_text_id(text),
             composed=text,
             mentions=mentions,
-            dropped=dropped,
+            dropped=len(ids) - len(kept),
+        )
+
+    def encode_all(
+        self, pairs: Iterable[tuple[Mapping[str, str], Mapping[str, Sequence[str]] | None]]
+    ) -> EncodedTexts:
+        """Encode many products, equal ones once: for a data set, when it is loaded.
+
+        Args:
+            pairs: text fields and entities of each product, as a call takes them.
+        """
+        keys: dict[tuple, int] = {}  # of distinct products: their rows
+        row = [keys.setdefault(self._key(*pair), len(keys)) for pair in pairs]
+        distinct = list(keys)
+        starts = range(0, max(len(distinct), 1), CHUNK)
+        bar = tqdm(starts, unit=' texts', unit_scale=CHUNK, disable=len(distinct) <= SILENT)
+        parts = [self._encode_keys(distinct[start : start + CHUNK]) for start in bar]
+        return EncodedTexts.joined(parts, row)
+
+    def _key(
+        self, text_fields: Mapping[str, str], entities: Mapping[str, Sequence[str]] | None
+    ) -> tuple:
+        """All that a product's ids depend on: its text, not yet cleaned, and its tags."""
+        given = self._given(entities)
+        tags = tuple((type_, tuple(values)) for type_, values in given.items())
+        return self._joined(text_fields, given), tags
+
+    def _encode_keys(self, keys: Sequence[tuple]) -> EncodedTexts:
+        """Encode products by their keys."""
+        texts = [clean_text(joined) for joined, _ in keys]
+        mentions = [
+            # With tags and whole texts nobody asks what the text mentions.
+            () if tags and self.mention == 'keep' else self.matcher.find(text)
+            for text, (_, tags) in zip(texts, keys, strict=True)
+        ]
+        pieces = [self._pieces(*both) for both in zip(texts, mentions, strict=True)]
+        stretches = [p for own in pieces for p in own if isinstance(p, str)]
+        encoded = iter(self.subwords.encode_all(stretches))
+        rows = [
+            self._fitted(
+                np.concatenate([next(encoded) if isinstance(p, str) else [p] for p in own])
+            )
+            for own in pieces
+        ]
+        entity_ids = np.zeros((len(keys), len(self.vocab.types), self.max_values), np.int32)
+        for i, (_, tags) in enumerate(keys):
+            entity_ids[i] = self._entity_ids(dict(tags), mentions[i])
+        return EncodedTexts(
+            text=self._padded(rows).astype(np.int32),
+            length=np.array([len(ids) + 2 for ids in rows], dtype=np.int32),
+            entity_ids=entity_ids,
+            text_id=np.array([_text_id(text) for text in texts], dtype=np.int64),
         )
 
     def compose(self, text_fields: Mapping[str, str], entities: Mapping[str, Sequence[str]]) -> str:
         """The text a product is encoded as: the fields in order, one space between."""
+        return clean_text(self._joined(text_fields, entities))
+
+    def _joined(self, text_fields: Mapping[str, str], entities: Mapping[str, Sequence[str]]) -> str:
         parts = []
         for name in self.fields:
             if name in text_fields:
@@ -246,7 +183,17 @@ class EntityTokenizer:
                     f'field {name!r} is neither a text field of the data set '
                     f'({sorted(text_fields)}) nor an entity type ({self.vocab.types}).'
                 )
-        return clean_text(' '.join(parts))
+        return ' '.join(parts)
+
+    def _given(self, entities: Mapping[str, Sequence[str]] | None) -> dict[str, Sequence[str]]:
+        """The tags that count: none where they are read from the text."""
+        given = {t: v for t, v in (entities or {}).items() if v} if self.tags == 'given' else {}
+        for type_, values in given.items():
+            if isinstance(values, str):
+                raise TypeError(
+                    f'entities[{type_!r}] must be a list, got {values!r}; write [{values!r}].'
+                )
+        return given
 
     @property
     def reading(self) -> dict:
@@ -272,27 +219,28 @@ class EntityTokenizer:
 
     def encode_names(self) -> np.ndarray:
         """(N, L) token ids of every entity's bare name, type by type."""
-        return np.stack(
-            [self._pad(self.subwords.encode(n)) for t in self.vocab.names.values() for n in t]
-        )
+        names = [name for own in self.vocab.names.values() for name in own]
+        return self._padded([self._fitted(ids) for ids in self.subwords.encode_all(names)])
 
-    def _tokens(self, text: str, mentions: Sequence[Mention]) -> tuple[np.ndarray, int]:
-        room = self.subwords.context_length - 2
+    def _pieces(self, text: str, mentions: Sequence[Mention]) -> list[str | int]:
+        """Stretches of text, and the ids that stand for mentions."""
         if self.mention == 'keep':
-            ids = self.subwords.encode(text)
-            return self._pad(ids), max(len(ids) - room, 0)
-        ids, end = [], 0
+            return [text]
+        pieces, end = [], 0
         for mention in mentions:
-            ids += self.subwords.encode(text[end : mention.start])
-            ids.append(self._extra_id(mention))
+            pieces += [text[end : mention.start], self._extra_id(mention)]
             end = mention.end
-        ids += self.subwords.encode(text[end:])
-        dropped = max(len(ids) - room, 0)
-        if dropped and self.mention == 'token':
+        return [*pieces, text[end:]]
+
+    def _fitted(self, ids: Sequence[int]) -> Sequence[int]:
+        """What of a text's ids finds room between start and end."""
+        room = self.subwords.context_length - 2
+        dropped = len(ids) - room
+        if dropped > 0 and self.mention == 'token':
             ordinary = [i for i, token in enumerate(ids) if token < self.subwords.size]
             gone = set(ordinary[-dropped:])
             ids = [token for i, token in enumerate(ids) if i not in gone]
-        return self._pad(ids), dropped
+        return ids[:room]
 
     def _extra_id(self, mention: Mention) -> int:
         if self.mention == 'cut':
@@ -305,10 +253,15 @@ class EntityTokenizer:
         sizes = [len(names) for names in self.vocab.names.values()]
         return [sum(sizes[:k]) for k in range(len(sizes))]
 
-    def _pad(self, ids: Sequence[int]) -> np.ndarray:
-        tokens = np.full(self.subwords.context_length, self.subwords.pad, dtype=np.int64)
-        ids = [self.subwords.start, *ids[: len(tokens) - 2], self.subwords.end]
-        tokens[: len(ids)] = ids
+    def _padded(self, rows: Sequence[Sequence[int]]) -> np.ndarray:
+        """(T, L) int64: start, the ids of each row, end, padding."""
+        own, column = self.subwords, np.arange(self.subwords.context_length)
+        length = np.array([len(ids) for ids in rows], dtype=np.int64)[:, None]
+        tokens = np.full((len(rows), len(column)), own.pad)
+        tokens[:, 0] = own.start
+        if length.any():
+            tokens[(column > 0) & (column <= length)] = np.concatenate(rows)
+        tokens[column == length + 1] = own.end
         return tokens
 
     def _entity_ids(
@@ -327,3 +280,7 @@ class EntityTokenizer:
             known = list(dict.fromkeys(id_ for id_ in values if id_ != UNKNOWN))
             ids[k, : len(known)] = known[: self.max_values]
         return ids
+
+
+def _text_id(text: str) -> int:
+    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), 'big') >> 1

@@ -1,32 +1,44 @@
-"""From an item of a data set to the arrays of a batch."""
+"""Photos and their features, read for an item; entities left out at random."""
 
+import math
 import os
+import warnings
 
 import h5py
 import numpy as np
-import torch
 from mmcv.transforms import BaseTransform
 from PIL import Image
+from torch.utils.data import get_worker_info
 
 from eiclip_mm.registry import TRANSFORMS
 from eiclip_mm.structures import UNKNOWN
 
+from .packed import PackedPhotos
 from .product_dataset import image_key
+
+PACK = 'tools/dataset_converters/pack_images.py CONFIG'
 
 
 @TRANSFORMS.register_module()
 class LoadProductImage(BaseTransform):
-    """Read the item's photo, from its HDF5 row or its file, as RGB.
+    """Read the item's photo, from a pack, its HDF5 row or its file, as RGB.
 
-    Adds ``img``, (height, width, 3) uint8. HDF5 handles are opened on first use in each worker
-    process, so the transform works with forked and with spawned workers.
+    Adds ``img``, (height, width, 3) uint8, which may be read-only. HDF5 handles are opened on first
+    use in each worker process, so the transform works with forked and with spawned workers.
+
+    Args:
+        packed: folder of packs that ``tools/dataset_converters/pack_images.py`` wrote. Photos that
+            no pack holds are read from their sources, all of them where there is no such folder.
     """
 
-    def __init__(self):
+    def __init__(self, packed: str | None = None):
+        packs = PackedPhotos(packed) if packed is not None else None
+        self.packed = packs if packs is not None and packs.packs else None
+        self._warned = False
         self._handles: dict[tuple[int, str], h5py.Dataset] = {}
 
     def __getstate__(self):
-        return dict(_handles={})  # open files cannot be pickled
+        return dict(self.__dict__, _handles={})  # open files cannot be pickled
 
     def transform(self, results: dict) -> dict:
         """See the class.
@@ -34,17 +46,28 @@ class LoadProductImage(BaseTransform):
         Raises:
             ValueError: the pixels cannot be read; names file and row.
         """
-        if 'h5_path' in results:
+        image = self._read_packed(results) if self.packed is not None else None
+        if image is None and 'h5_path' in results:
             image = self._read_row(results['h5_path'], results['row'])
-        else:
+        elif image is None:
             image = self._read_file(results['img_path'])
         results.update(img=image, img_shape=image.shape[:2], ori_shape=image.shape[:2])
         return results
 
+    def _read_packed(self, results: dict) -> np.ndarray | None:
+        image = self.packed.get(results)
+        if image is None and not self._warned:
+            self._warned = True
+            _warn(
+                f'photo {image_key(results)} is in no pack of {self.packed.folder} and is read '
+                f'from its source, others may be too; {PACK} adds what is missing.'
+            )
+        return image
+
     def _read_row(self, path: str, row: int) -> np.ndarray:
         key = (os.getpid(), path)
         if key not in self._handles:
-            self._handles[key] = h5py.File(path, 'r')['input_image']
+            self._handles[key] = open_photos(path)
         try:
             return self._handles[key][row]
         except (OSError, ValueError, IndexError) as error:
@@ -60,6 +83,30 @@ class LoadProductImage(BaseTransform):
             raise
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             raise ValueError(f'{path} is not an image that can be decoded: {error}') from error
+
+
+def open_photos(path: str) -> h5py.Dataset:
+    """The photos of a Fashion-Gen file; warns if each is spread over chunks of many photos."""
+    file = h5py.File(path, 'r')
+    photos = file['input_image']
+    together = photos.chunks[0] if photos.chunks else 1
+    if together == 1:
+        return photos
+    _warn(
+        f'{path}: photos lie in chunks of {together}, so that reading one decodes {together}; '
+        f'{PACK} writes them one by one.'
+    )
+    # Room for one row of chunks: whoever reads rows in order decodes each chunk once.
+    access = h5py.h5p.create(h5py.h5p.DATASET_ACCESS)
+    access.set_chunk_cache(100_003, together * math.prod(photos.shape[1:]) * 2, 0.75)
+    return h5py.Dataset(h5py.h5d.open(file.id, b'input_image', access))
+
+
+def _warn(message: str) -> None:
+    """In one of the workers, not in all."""
+    worker = get_worker_info()
+    if worker is None or worker.id == 0:
+        warnings.warn(message, stacklevel=2)
 
 
 @TRANSFORMS.register_module()
@@ -127,25 +174,3 @@ class EntityDropout(BaseTransform):
         gone = np.random.random(len(ids)) < self.prob
         results['entity_ids'] = np.where(gone[:, None], UNKNOWN, ids)
         return results
-
-
-@TRANSFORMS.register_module()
-class PackProduct(BaseTransform):
-    """The last transform: keep what a batch holds, as tensors.
-
-    Pixels become (3, height, width) uint8; normalising is the towers' business, on the device.
-    """
-
-    IDS = ('product_id', 'text_id', 'view', 'caption', 'sample_idx')
-
-    def transform(self, results: dict) -> dict:
-        """See the class."""
-        image = results['img']
-        if image.ndim == 3:
-            image = image.transpose(2, 0, 1)
-        return dict(
-            image=torch.from_numpy(np.ascontiguousarray(image)),
-            text=torch.from_numpy(results['text']),
-            entity_ids=torch.from_numpy(results['entity_ids']),
-            **{name: int(results[name]) for name in self.IDS},
-        )

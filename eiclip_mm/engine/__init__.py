@@ -3,7 +3,8 @@
 import mmpretrain.engine  # noqa: F401  (fills the parent registries; a child does not)
 
 from .choice import CheckpointChoiceHook, chosen_on
-from .hooks import CausalEffectHook, ImageFeatureCache, PlainCheckpointHook, StepSeedHook
+from .feature_cache import ImageFeatureCache, TextFeatureCache
+from .hooks import CausalEffectHook, PlainCheckpointHook, StepSeedHook
 from .optim import AutocastOptimWrapper, TowerLrConstructor
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     'ImageFeatureCache',
     'PlainCheckpointHook',
     'StepSeedHook',
+    'TextFeatureCache',
     'TowerLrConstructor',
     'chosen_on',
 ]

@@ -44,7 +44,7 @@ def chosen_on(cfg: Mapping) -> dict | None:
         ``file`` and ``fold`` of the validation data set, ``by`` the measure, and ``reported``,
         whether the test data set has products of it.
     """
-    by = (cfg.get('default_hooks') or {}).get('checkpoint', {}).get('save_best')
+    by = ((cfg.get('default_hooks') or {}).get('checkpoint') or {}).get('save_best')
     val, test = (
         (cfg.get(f'{name}_dataloader') or {}).get('dataset', {}) for name in ('val', 'test')
     )

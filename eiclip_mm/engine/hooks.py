@@ -1,21 +1,17 @@
-"""What happens around training steps: exact resuming, cached features, causal effects."""
+"""What happens around training steps: exact resuming, plain checkpoints, causal effects."""
 
-import hashlib
 import json
-import os
 from pathlib import Path
 
 import numpy as np
 import torch
-from mmengine.dataset import default_collate
-from mmengine.dist import barrier, broadcast, is_main_process
+from mmengine.dist import broadcast, is_main_process
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
-from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
+from torch.utils.data import DataLoader
 
-from eiclip_mm.registry import HOOKS, TRANSFORMS
+from eiclip_mm.registry import HOOKS
 
 
 @HOOKS.register_module()
@@ -106,8 +102,8 @@ class CausalEffectHook(Hook):
             return
         model = unwrapped(runner.model)
         if is_main_process():
-            dataset = runner.val_dataloader.dataset
-            batches = DataLoader(dataset, batch_size=256, collate_fn=default_collate)
+            loader = runner.val_dataloader
+            batches = DataLoader(loader.dataset, 256, collate_fn=loader.collate_fn)
             table = model.selector.choose(model, batches)
             runner.logger.info('Causal effect of each entity type\n' + effect_table(table))
             path = Path(runner.work_dir) / 'causal_effects.json'
@@ -137,106 +133,3 @@ def effect_table(table: list[dict]) -> str:
 def unwrapped(model):
     """The model inside a DistributedDataParallel wrapper."""
     return model.module if is_model_wrapper(model) else model
-
-
-@HOOKS.register_module()
-class ImageFeatureCache(Hook):
-    """Run a frozen image trunk once over every photo, and never again.
-
-    Serves the data sets whose pipeline begins with ``LoadImageFeature``. Features are
-    kept in ``folder`` under a name that hashes the trunk and its weights, mean and std of the
-    pixels, the loading pipeline and the photos (path, size, time), so runs that agree in these
-    share them.
-
-    Args:
-        folder: where the ``.npy`` files go.
-        batch_size: photos a step.
-    """
-
-    priority = 'VERY_HIGH'
-
-    def __init__(self, folder: str = 'work_dirs/feature_cache', batch_size: int = 64):
-        self.folder, self.batch_size = Path(folder), batch_size
-
-    def before_train(self, runner: Runner) -> None:
-        """Features for training and for validation in training."""
-        self._fill(runner, runner.train_dataloader)
-        if runner.val_loop is not None:
-            self._fill(runner, runner.val_dataloader)
-
-    def before_val(self, runner: Runner) -> None:
-        """Features for ``Runner.val``."""
-        self._fill(runner, runner.val_dataloader)
-
-    def before_test(self, runner: Runner) -> None:
-        """Features for ``Runner.test``."""
-        self._fill(runner, runner.test_dataloader)
-
-    def _fill(self, runner: Runner, loader: DataLoader) -> None:
-        dataset = loader.dataset
-        transform = dataset.pipeline.transforms[0]
-        if getattr(transform, 'ready', True):  # only LoadImageFeature can be not ready
-            return
-        towers = unwrapped(runner.model).towers
-        trunk = towers.image_trunk_module()
-        if any(p.requires_grad for p in trunk.parameters()):
-            raise ValueError(
-                'the image trunk trains, so its features cannot be cached: set '
-                'towers=dict(image_unlocked=0), or load pixels with LoadProductImage.'
-            )
-        images = dataset.images()
-        tensors = [*trunk.state_dict().values(), towers.mean, towers.std]
-        files = sorted({key[0] for key in images})
-        stats = [(os.stat(f).st_size, os.stat(f).st_mtime_ns) for f in files]
-        name = _digest(tensors, repr(trunk), transform.pipeline, list(images), stats)
-        path = self.folder / f'{name}.npy'
-        if not path.is_file() and is_main_process():
-            self._write(path, towers, transform.pipeline, list(images.values()), loader.num_workers)
-        barrier()
-        transform.use(str(path), {key: row for row, key in enumerate(images)})
-
-    @torch.no_grad()
-    def _write(self, path: Path, towers, pipeline: list, images: list[dict], workers: int) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        loader = DataLoader(_Photos(images, pipeline), self.batch_size, num_workers=workers)
-        device = towers.mean.device
-        # convolutions run half again as fast so, and a frozen trunk does not mind
-        towers.image_trunk_module().to(memory_format=torch.channels_last)
-        training = towers.training
-        towers.eval()
-        out, row = None, 0
-        temporary = path.with_suffix(f'.{os.getpid()}.tmp')  # runs may start side by side
-        for batch in tqdm(loader, desc='image features', unit='batch', mininterval=1):
-            batch = batch.to(device, memory_format=torch.channels_last)
-            features = towers.image_trunk(batch).float().cpu().numpy()
-            if out is None:
-                out = np.lib.format.open_memmap(
-                    temporary, 'w+', np.float32, (len(images), features.shape[1])
-                )
-            out[row : row + len(features)] = features
-            row += len(features)
-        out.flush()
-        temporary.rename(path)
-        towers.train(training)
-
-
-class _Photos(Dataset):
-    def __init__(self, images: list[dict], pipeline: list):
-        self.images = images
-        self.pipeline = [TRANSFORMS.build(t) for t in pipeline]
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, i: int) -> torch.Tensor:
-        results = dict(self.images[i])
-        for transform in self.pipeline:
-            results = transform(results)
-        return torch.from_numpy(np.ascontiguousarray(results['img'].transpose(2, 0, 1)))
-
-
-def _digest(tensors, *described) -> str:
-    digest = hashlib.sha256(repr(described).encode())
-    for tensor in tensors:
-        digest.update(tensor.detach().cpu().float().numpy().tobytes())
-    return digest.hexdigest()[:16]

@@ -1,5 +1,11 @@
-"""Which parameters learn at which rate and decay; mixed precision on any device."""
+"""Which parameters learn at which rate and decay; mixed precision on any device.
 
+Gradient accumulation is mmengine's ``accumulative_counts`` of every optimiser wrapper: one step on
+the mean gradient of several batches. It makes no larger contrastive batch, for no pair meets the
+pairs of another batch; ``micro_batch`` of ``OpenCLIPTowers`` does, on as little memory.
+"""
+
+from collections.abc import Mapping
 from contextlib import contextmanager
 
 import torch
@@ -8,6 +14,8 @@ from mmengine.runner.amp import autocast
 from torch import nn
 
 from eiclip_mm.registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS
+
+from .layer_decay import layers_below_head
 
 
 @OPTIM_WRAPPERS.register_module()
@@ -43,6 +51,9 @@ class TowerLrConstructor(DefaultOptimWrapperConstructor):
     Args (``paramwise_cfg``):
         lr_mult: factors of the learning rate, by prefix; the longest that fits holds, e.g.
             ``{'towers': 0.1, 'towers.clip.logit_scale': 1.0}``.
+        layer_decay: for towers, the factor from each layer to the one below it, by the module's
+            name; the longest that fits holds, e.g. ``{'towers.clip.visual': 0.8, 'towers.clip':
+            0.9}``. It multiplies with ``lr_mult``; see :func:`layers_below_head`.
     """
 
     EMBEDDINGS = ('embedding', 'pos_embed', 'cls_token', 'learner.learned', 'learner.unknown')
@@ -54,15 +65,17 @@ class TowerLrConstructor(DefaultOptimWrapperConstructor):
         idle = [prefix for prefix in lr_mult if not any(n.startswith(prefix) for n in names)]
         if idle:
             raise ValueError(f'lr_mult {idle} fits no parameter; they begin with {names[:3]}, ….')
+        by_layer = layer_factors(module, self.paramwise_cfg.get('layer_decay', {}))
         tables = {id(m.weight) for m in module.modules() if isinstance(m, nn.Embedding)}
         groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
         for name, parameter in module.named_parameters():
             if not parameter.requires_grad:
                 continue
             prefix = max((p for p in lr_mult if name.startswith(p)), key=len, default=None)
+            factor = lr_mult.get(prefix, 1.0) * by_layer.get(name, 1.0)
             decays = parameter.ndim >= 2 and id(parameter) not in tables
             decays = decays and not name.endswith(self.EMBEDDINGS)
-            groups.setdefault((lr_mult.get(prefix, 1.0), decays), []).append(parameter)
+            groups.setdefault((factor, decays), []).append(parameter)
         for (factor, decays), members in groups.items():
             params.append(
                 dict(
@@ -71,3 +84,18 @@ class TowerLrConstructor(DefaultOptimWrapperConstructor):
                     weight_decay=(self.base_wd or 0) * decays,
                 )
             )
+
+
+def layer_factors(module: nn.Module, layer_decay: Mapping[str, float]) -> dict[str, float]:
+    """Factors of the learning rate by parameter, of :class:`TowerLrConstructor`'s layer_decay."""
+    factors = {}
+    for prefix in sorted(layer_decay, key=len):  # the longest is written last
+        if not 0 < (decay := layer_decay[prefix]) <= 1:
+            raise ValueError(f'layer_decay of {prefix!r} must lie above 0, at most 1, got {decay}.')
+        try:
+            tower = module.get_submodule(prefix)
+        except AttributeError as error:
+            raise ValueError(f'layer_decay {prefix!r} is no module of the model: {error}') from None
+        for name, distance in layers_below_head(tower).items():
+            factors[f'{prefix}.{name}'] = decay**distance
+    return factors

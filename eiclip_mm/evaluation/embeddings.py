@@ -142,17 +142,19 @@ class Embeddings:
             )
         return self.labels[name]
 
+    def arrays(self) -> dict[str, np.ndarray]:
+        """What files hold, by name: vectors as float32, numbers as int64, labels as strings."""
+        arrays = {name: getattr(self, name) for side in VECTORS for name in (side, *NUMBERS[side])}
+        return {name: _to_numpy(array) for name, array in arrays.items() if array is not None} | {
+            LABEL + name: values for name, values in self.labels.items()
+        }
+
     def save(self, path: str | Path) -> None:
-        """Write the arrays of the class to an .npz: vectors as float32, numbers as int64."""
+        """Write :meth:`arrays` and the card to an .npz."""
         path = npz_path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        arrays = {name: getattr(self, name) for side in VECTORS for name in (side, *NUMBERS[side])}
-        np.savez(
-            path,
-            **{name: _to_numpy(array) for name, array in arrays.items() if array is not None},
-            **{LABEL + name: values for name, values in self.labels.items()},
-            card=np.array(json.dumps(self.card, ensure_ascii=False)),
-        )
+        card = np.array(json.dumps(self.card, ensure_ascii=False))
+        np.savez(path, **self.arrays(), card=card)
 
     @classmethod
     def load(cls, path: str | Path) -> 'Embeddings':
@@ -160,7 +162,8 @@ class Embeddings:
 
         A folder holds each array as ``NAME.npy`` (mapped into memory, so it may be large), or the
         columns ``image, image_product_id, …`` in ``image.parquet`` and ``product, product_id, …``
-        in ``product.parquet``. Integers of any kind become int64.
+        in ``product.parquet``, or the shards of ``tools/extract_features.py``, which are read as
+        one dump. Integers of any kind become int64.
 
         Raises:
             FileNotFoundError: there is no such file or folder.

@@ -2,6 +2,7 @@
 
 import json
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from tokenize import TokenError
 from typing import BinaryIO
@@ -11,6 +12,7 @@ import numpy as np
 from numpy.lib.npyio import NpzFile
 
 VECTORS = ('image', 'product')
+SHARDS = 'shards.json'  # in a folder of shards: how many there are, and what they are of
 LABEL = 'label.'  # label.brand is the array of the label brand
 FORMATS = 'a .npz file, or a folder of .npy files or of image.parquet and product.parquet'
 # what numpy raises, depending on where in a file the damage is
@@ -54,7 +56,9 @@ def json_object(name: str, array: np.ndarray) -> dict:
 
 
 def read_folder(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of a folder of .npy files, or of image.parquet and product.parquet."""
+    """The arrays of a folder of .npy files, of image.parquet and product.parquet, or of shards."""
+    if (path / SHARDS).is_file():
+        return _read_shards(path)
     tables = [path / f'{side}.parquet' for side in VECTORS]
     lost = [table.name for table in tables if not table.is_file()]
     if len(lost) == 1:
@@ -69,6 +73,46 @@ def read_folder(path: Path) -> dict[str, np.ndarray]:
         raise ValueError(f'a folder without arrays; expected {FORMATS}')
     # 'c': private to this process, so that torch may have it, but read from the file when needed
     return {file.stem: np.lib.format.open_memmap(file, mode='c') for file in files}
+
+
+def shard_name(number: int) -> str:
+    """Folder of one shard; each is a dump by itself, less the card."""
+    return f'shard-{number:06d}'
+
+
+def _read_shards(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of all shards as of one dump: each view and each caption once, in order of ids.
+
+    A product on the border of two shards may be in both; the first counts.
+    """
+    about = json.loads((path / SHARDS).read_text(encoding='utf-8'))
+    folders = [path / shard_name(i) for i in range(about['shards'])]
+    lost = [folder.name for folder in folders if not folder.is_dir()]
+    if lost:
+        raise ValueError(
+            f'{len(lost)} of its {len(folders)} shards are missing, e.g. {lost[:3]}; the same '
+            'call of tools/extract_features.py again goes on where it was'
+        )
+    parts = [read_folder(folder) for folder in folders]
+    arrays = dict(card=np.array(json.dumps(about['card'], ensure_ascii=False)))
+    for keys in (('image_product_id', 'image_view'), ('product_id', 'product_caption')):
+        pairs = np.stack([np.concatenate([part[key] for part in parts]) for key in keys], 1)
+        rows = np.unique(pairs, axis=0, return_index=True)[1]
+        own = [name for name in parts[0] if name.startswith('image') == keys[0].startswith('image')]
+        arrays |= {name: _gathered([part[name] for part in parts], rows) for name in own}
+    return arrays
+
+
+def _gathered(parts: Sequence[np.ndarray], rows: np.ndarray) -> np.ndarray:
+    """Rows of the concatenated parts, read part by part: mapped files are never in memory whole."""
+    found = np.empty((len(rows), *parts[0].shape[1:]), np.result_type(*parts))
+    order = rows.argsort(kind='stable')
+    starts = np.cumsum([0, *map(len, parts)])
+    cuts = np.searchsorted(rows[order], starts)
+    for part, start, first, last in zip(parts, starts, cuts, cuts[1:], strict=False):
+        places = order[first:last]
+        found[places] = part[rows[places] - start]
+    return found
 
 
 def _read_parquet(path: Path) -> dict[str, np.ndarray]:

@@ -12,7 +12,9 @@ from .ce_selector import (
 )
 from .ea_learner import EALearner
 from .ei_clip import EICLIP, OpenCLIP
+from .lora import add_lora, merge_lora
 from .losses import InfoNCE
+from .tiled import log_probs_in_tiles
 from .towers import OpenCLIPTowers
 
 __all__ = [
@@ -26,5 +28,8 @@ __all__ = [
     'KeepNone',
     'OpenCLIP',
     'OpenCLIPTowers',
+    'add_lora',
     'causal_effects',
+    'log_probs_in_tiles',
+    'merge_lora',
 ]

@@ -56,8 +56,14 @@ class EntityTable(nn.Module):
             (B, K, E)
         """
         share = self.share(entity_ids) * weights  # (B, K, M)
-        rows = F.embedding(self.rows(entity_ids), values)  # (B, K, M, E)
-        return (share[..., None].to(rows.dtype) * rows).sum(2)
+        # a bag sums M rows as it reads them; the (B, K, M, E) rows themselves are never held
+        means = F.embedding_bag(
+            self.rows(entity_ids).flatten(0, 1),
+            values,
+            per_sample_weights=share.flatten(0, 1).to(values.dtype),
+            mode='sum',
+        )
+        return means.unflatten(0, entity_ids.shape[:2])
 
 
 class CESelector(nn.Module):

@@ -90,14 +90,26 @@ class EALearner(nn.Module):
         self.unknown = nn.Parameter(torch.zeros(num_types, dim))
         if prior == 'learned':
             self.prior_logit = nn.Parameter(torch.zeros(num_types, self.num_senses))
-        counts = [0] + [n for counts in vocab.counts.values() for n in counts]
-        self.register_buffer('counts', torch.tensor(counts, dtype=torch.float32), persistent=False)
+            types = torch.arange(num_types).repeat_interleave(torch.tensor(self.table.sizes))
+            self.register_buffer('type_of_row', F.pad(types, (1, 0)), persistent=False)
+        else:
+            self.register_buffer('fixed_prior', self._fixed_prior(vocab), persistent=False)
         hidden_dim = hidden_dim or 2 * dim
         self.hidden = nn.Linear((num_types + 1) * dim, hidden_dim)
         self.out = nn.Linear(hidden_dim, dim)
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
         self.heads = nn.ModuleList(nn.Linear(dim, dim) for _ in range(num_types * classify))
+
+    def _fixed_prior(self, vocab: EntityVocab) -> Tensor:
+        uniform = torch.full((self.table.num_rows, self.num_senses), 1 / self.num_senses)
+        num_learned = len(self.learned)
+        if self.prior == 'uniform' or not len(self.general) or not num_learned:
+            return uniform
+        counts = [0] + [n for counts in vocab.counts.values() for n in counts]
+        counts = torch.tensor(counts, dtype=torch.float32)
+        learned = counts / (counts + 10)  # (N + 1,)
+        return torch.stack([1 - learned] + [learned / num_learned] * num_learned, dim=1)
 
     @torch.no_grad()
     def set_general_sense(self, features: Tensor) -> None:
@@ -125,13 +137,10 @@ class EALearner(nn.Module):
         Returns:
             (B, D) t', not normalised.
         """
-        if self.prior == 'frequency':  # each entity has a prior of its own
-            tables = torch.cat([self.general, self.learned])  # (S, N + 1, D)
-            expected = torch.einsum('ns,snd->nd', self._frequency_prior(), tables)
-            mean = self.table.mean(expected, entity_ids, weights)
-        else:
-            senses, prior = self.senses(entity_ids, weights)
-            mean = torch.einsum('bks,bksd->bkd', prior.to(senses.dtype), senses)
+        # Σ_b P(b | a) g(a, b) once an entity instead of once a product
+        tables = torch.cat([self.general, self.learned])  # (S, N + 1, D)
+        expected = (self._priors().T[..., None] * tables).sum(0)  # (N + 1, D)
+        mean = self.table.mean(expected, entity_ids, weights)
         return self._fuse(text, mean, entity_ids, weights)
 
     def expand(self, text: Tensor, entity_ids: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
@@ -176,17 +185,16 @@ class EALearner(nn.Module):
         elif self.prior == 'learned':
             prior = self.prior_logit.softmax(-1).expand(len(senses), -1, -1)
         else:
-            prior = self.table.mean(self._frequency_prior(), entity_ids, weights)
+            prior = self.table.mean(self.fixed_prior, entity_ids, weights)
             total = prior.sum(-1, keepdim=True)  # the share that CE-Selector keeps
             prior = torch.where(total > 0, prior / total.clamp(min=1e-6), 1 / self.num_senses)
         return senses, prior
 
-    def _frequency_prior(self) -> Tensor:
-        num_learned = len(self.learned)
-        if not len(self.general) or not num_learned:
-            return self.counts.new_full((len(self.counts), self.num_senses), 1 / self.num_senses)
-        learned = self.counts / (self.counts + 10)  # (N + 1,)
-        return torch.stack([1 - learned] + [learned / num_learned] * num_learned, dim=1)
+    def _priors(self) -> Tensor:
+        """(N + 1, S) P(b | a) of every entity; the row of "unknown" counts nowhere."""
+        if self.prior == 'learned':
+            return self.prior_logit.softmax(-1)[self.type_of_row]
+        return self.fixed_prior
 
     def _fuse(self, text: Tensor, sense: Tensor, entity_ids: Tensor, weights: Tensor) -> Tensor:
         kept = (self.table.share(entity_ids) * weights).sum(-1, keepdim=True)  # (B, K, 1)

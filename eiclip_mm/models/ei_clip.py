@@ -33,7 +33,9 @@ class OpenCLIP(BaseModel):
         self.tokenizer = TOKENIZER.build(tokenizer)
         self.towers = MODELS.build(towers)
         subwords = self.tokenizer.subwords
-        self.towers.prepare_tokens(subwords.end, subwords.size, self.tokenizer.extra_tokens)
+        self.towers.prepare_tokens(
+            subwords.end, subwords.size, self.tokenizer.extra_tokens, subwords.pad
+        )
         self.loss = MODELS.build(loss or dict(type='eiclip_mm.InfoNCE'))
 
     @property

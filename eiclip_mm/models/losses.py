@@ -1,5 +1,8 @@
 """Contrastive loss over product ids, and what it needs across processes.
 
+From :data:`TILED_FROM` rows on it is computed in tiles, see ``tiled.py``: the same value and
+gradients, in memory that grows with the batch and not with its square.
+
 For a query x_i with positives P(i) among the keys, and the senses z of the entities in x_i::
 
     L_i = -log sum_z P(z) sum_{j in P(i)} softmax_j( exp(s) <x_i(z), y_j> )
@@ -15,12 +18,15 @@ import math
 
 import torch
 import torch.distributed as dist
-from mmengine.dist import get_world_size
+from mmengine.dist import get_rank, get_world_size
 from torch import Tensor, nn
 
 from eiclip_mm.registry import MODELS
 
+from .tiled import log_probs_in_tiles
+
 MAX_LOG_SCALE = math.log(100)
+TILED_FROM = 512  # rows of all processes; by tools/analysis_tools/benchmark_loss.py, two cores
 
 
 class _Gather(torch.autograd.Function):
@@ -31,25 +37,45 @@ class _Gather(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x: Tensor) -> Tensor:
-        parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
-        dist.all_gather(parts, x.contiguous())
-        return torch.cat(parts)
+    def forward(ctx, x: Tensor, sizes: list[int]) -> Tensor:
+        ctx.sizes = sizes
+        # collectives exchange equal shapes: shorter parts are filled up, and cut again
+        room = x.new_zeros(max(sizes), *x.shape[1:])
+        room[: len(x)] = x
+        parts = [torch.empty_like(room) for _ in sizes]
+        dist.all_gather(parts, room)
+        return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> Tensor:
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
         # a copy: autograd may hand the same tensor to other nodes
         grad = grad.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(grad)
-        return grad.chunk(dist.get_world_size())[dist.get_rank()]
+        return grad.split(ctx.sizes)[dist.get_rank()], None
 
 
-def gather(x: Tensor) -> Tensor:
-    """(B, ...) rows of this process -> (world * B, ...) rows of all, in order of rank.
+def gather(x: Tensor, sizes: list[int] | None = None) -> Tensor:
+    """(B, ...) rows of this process -> rows of all processes, in order of rank.
 
-    With gradient. Every process must hold as many rows, as mmengine's samplers see to.
+    With gradient. Every process must hold as many rows, as mmengine's samplers see to, or
+    ``sizes`` says how many each has.
     """
-    return _Gather.apply(x) if get_world_size() > 1 else x
+    if get_world_size() == 1:
+        return x
+    return _Gather.apply(x, sizes or [len(x)] * get_world_size())
+
+
+def rows_of_processes(size: int, device: torch.device, ask: bool = True) -> list[int]:
+    """How many rows each process holds; ``ask=False`` takes it that all hold as many.
+
+    Asking makes the host wait for an accelerator.
+    """
+    if not ask or get_world_size() == 1:
+        return [size] * get_world_size()
+    sizes = torch.zeros(get_world_size(), dtype=torch.int64, device=device)
+    sizes[dist.get_rank()] = size
+    dist.all_reduce(sizes)
+    return sizes.tolist()
 
 
 def sum_over_processes(count: Tensor) -> Tensor:
@@ -84,6 +110,41 @@ def log_prob_of_positives(logits: Tensor, positives: Tensor) -> Tensor:
     return mass - logits.logsumexp(-1)
 
 
+def at_once(
+    product: Tensor, image: Tensor, images: Tensor, scale: Tensor, ids: Tensor, sizes: list[int]
+) -> tuple[Tensor, Tensor]:
+    """The plain way to :func:`in_tiles`: score matrices of both directions.
+
+    Args:
+        product: (C, B, D) of this process.
+        image: (B, D) of this process.
+        images: (N, D) of all processes.
+        scale: () inverse temperature.
+        ids: (I, B) of this process; equal ids of any kind are positives.
+        sizes: rows of each process.
+
+    Returns:
+        (C, B) text to image and (C, B) image to text, log of the softmax mass on the positives.
+    """
+    products = gather(product.transpose(0, 1), sizes).transpose(0, 1)  # (C, N, D)
+    all_ids = gather(ids.T, sizes).T  # (I, N)
+    positives = (ids[:, :, None] == all_ids[:, None]).any(0)  # (B, N)
+    t2i = log_prob_of_positives(scale * product @ images.T, positives)
+    i2t = log_prob_of_positives(scale * image @ products.mT, positives)
+    return t2i, i2t
+
+
+def in_tiles(
+    product: Tensor, image: Tensor, images: Tensor, scale: Tensor, ids: Tensor, sizes: list[int]
+) -> tuple[Tensor, Tensor]:
+    """What :func:`at_once` gives, both directions from one pass over products and all images."""
+    all_ids = gather(ids.T, sizes).T  # (I, N)
+    shared = get_world_size() > 1
+    ways = [log_probs_in_tiles(p, images, scale, ids, all_ids, shared=shared) for p in product]
+    t2i, i2t = (torch.stack(way) for way in zip(*ways, strict=True))  # (C, B), (C, N)
+    return t2i, i2t.split(sizes, dim=1)[get_rank()]
+
+
 @MODELS.register_module()
 class InfoNCE(nn.Module):
     """Symmetric multi-positive InfoNCE; see the formula at the top of this file.
@@ -91,11 +152,17 @@ class InfoNCE(nn.Module):
     Args:
         same_text: products with the same text count as positives of each other too: products
             that share their title are no honest negatives of each other.
+        tiled: compute in tiles; by default from :data:`TILED_FROM` rows of all processes on.
+        unequal_rows: processes on accelerators may hold different numbers of rows, as without a
+            sampler that pads; without it they would wait for each other for ever. It costs a
+            wait for the accelerator a step. On a CPU it costs nothing and is always so.
     """
 
-    def __init__(self, same_text: bool = False):
+    def __init__(
+        self, same_text: bool = False, tiled: bool | None = None, unequal_rows: bool = False
+    ):
         super().__init__()
-        self.same_text = same_text
+        self.same_text, self.tiled, self.unequal_rows = same_text, tiled, unequal_rows
 
     def forward(
         self,
@@ -117,24 +184,27 @@ class InfoNCE(nn.Module):
             text_id: (B,) equal texts, used with ``same_text``.
 
         Returns:
-            () value: mean over all processes' rows and both directions.
+            () value: mean over all processes' rows and both directions. The gradient, averaged
+            over processes, is that of the value.
         """
         with torch.no_grad():
             log_scale.clamp_(max=MAX_LOG_SCALE)
+        ids = torch.stack([product_id, text_id] if self.same_text else [product_id])  # (I, B)
         # bf16 scores would tie the best candidates: the loss is computed in float32.
         with torch.autocast(image.device.type, enabled=False):
             image, product, log_prior = image.float(), product.float(), log_prior.float()
-            images = gather(image)  # (N, D)
-            products = gather(product.transpose(0, 1)).transpose(0, 1)  # (C, N, D)
-            log_priors = gather(log_prior.T).T  # (C, N)
-            positives = product_id[:, None] == gather(product_id)  # (B, N)
-            if self.same_text:
-                positives |= text_id[:, None] == gather(text_id)
-            scale = log_scale.exp()
-            t2i = log_prob_of_positives(scale * product @ images.T, positives)  # (C, B)
-            i2t = log_prob_of_positives(scale * image @ products.mT, positives)  # (C, B)
+            own, world = len(image), get_world_size()
+            ask = self.unequal_rows or image.device.type == 'cpu'
+            sizes = rows_of_processes(own, image.device, ask)
+            total = sum(sizes)  # N, the same on all processes, so that they go one way
+            images = gather(image, sizes)  # (N, D)
+            log_priors = gather(log_prior.T, sizes).T  # (C, N)
+            tiled = total >= TILED_FROM if self.tiled is None else self.tiled
+            way = in_tiles if tiled else at_once
+            t2i, i2t = way(product, image, images, log_scale.exp(), ids, sizes)  # (C, B)
             t2i = (log_prior + t2i).logsumexp(0)  # (B,)
             # An image's candidates are all texts, so it takes the mean P(z) over them.
-            mean_prior = log_priors.logsumexp(1, keepdim=True) - math.log(len(images))  # (C, 1)
+            mean_prior = log_priors.logsumexp(1, keepdim=True) - math.log(total)  # (C, 1)
             i2t = (mean_prior + i2t).logsumexp(0)  # (B,)
-            return mean_over_processes(-(t2i.mean() + i2t.mean()) / 2)
+            share = own * world / total  # 1 where processes hold as many rows
+            return mean_over_processes(-(t2i.mean() + i2t.mean()) / 2 * share)

@@ -27,12 +27,14 @@ def add_options(parser: argparse.ArgumentParser, ways: Sequence[str], repeats: i
 
 
 def run(
-    ways: Mapping[str, Callable[[argparse.Namespace], dict]], args: argparse.Namespace
+    ways: Mapping[str, Callable[[argparse.Namespace], dict]],
+    args: argparse.Namespace,
+    *more: str,
 ) -> dict[str, dict]:
     """Run every way of ``args.ways`` in turn, ``args.repeats`` times.
 
-    A way takes the arguments and returns a dict; it measures itself with :class:`Meter`. The child
-    processes end in this call.
+    A way takes the arguments and returns a dict; it measures itself with :class:`Meter`. It runs in
+    a process that is started with this one's command line and ``more``, and that ends here.
 
     Returns:
         for each way the median of every number of its dicts; other values are those of its first.
@@ -44,7 +46,7 @@ def run(
     found = {way: [] for way in args.ways}
     for repeat in range(args.repeats):
         for way in args.ways:
-            command = [sys.executable, *sys.argv, '--run', way]
+            command = [sys.executable, *sys.argv, *more, '--run', way]
             done = subprocess.run(command, capture_output=True, text=True)
             lines = [line for line in done.stdout.splitlines() if line.startswith(DONE)]
             if done.returncode or not lines:

@@ -13,8 +13,10 @@ tokenizer = dict(
     mention='keep',
     tags='given',
 )
+# From the pack that tools/dataset_converters/pack_images.py wrote, where there is one.
+load_image = dict(type='LoadProductImage', packed=data_root + 'packed')
 train_pipeline = [
-    dict(type='LoadProductImage'),
+    load_image,
     dict(type='RandomResizedCrop', scale=224, crop_ratio_range=(0.5, 1.0)),
     dict(type='RandomFlip', prob=0.5),
     dict(type='EntityDropout', prob=0.1),
@@ -22,14 +24,18 @@ train_pipeline = [
 ]
 # Pillow's bicubic resizing is open_clip's to the bit; OpenCV's is not.
 test_pipeline = [
-    dict(type='LoadProductImage'),
+    load_image,
     dict(type='ResizeEdge', scale=224, edge='short', backend='pillow', interpolation='bicubic'),
     dict(type='CenterCrop', crop_size=224),
     dict(type='PackProduct'),
 ]
 
 dataset = dict(
-    type='FashionGen', data_root=data_root, entity_types=entity_types, tokenizer=tokenizer
+    type='FashionGen',
+    data_root=data_root,
+    entity_types=entity_types,
+    tokenizer=tokenizer,
+    batched=True,
 )
 train_dataloader = dict(
     batch_size=64,
@@ -37,7 +43,7 @@ train_dataloader = dict(
     persistent_workers=True,
     drop_last=True,
     sampler=dict(type='ProductSampler', shuffle=True),
-    collate_fn=dict(type='default_collate'),
+    collate_fn=dict(type='stack_products'),
     dataset=dict(
         ann_file=train_file, views='random', fold='fit', pipeline=train_pipeline, **dataset
     ),
@@ -48,7 +54,7 @@ val_dataloader = dict(
     num_workers=4,
     persistent_workers=True,
     sampler=dict(type='DefaultSampler', shuffle=False),
-    collate_fn=dict(type='default_collate'),
+    collate_fn=dict(type='stack_products'),
     dataset=dict(
         ann_file=train_file, views='first', fold='select', pipeline=test_pipeline, **dataset
     ),
@@ -58,7 +64,7 @@ test_dataloader = dict(
     num_workers=4,
     persistent_workers=True,
     sampler=dict(type='DefaultSampler', shuffle=False),
-    collate_fn=dict(type='default_collate'),
+    collate_fn=dict(type='stack_products'),
     dataset=dict(ann_file=test_file, views='all', pipeline=test_pipeline, **dataset),
 )
 val_evaluator = dict(type='RetrievalMetric', protocols=['full/first-image'])

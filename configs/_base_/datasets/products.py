@@ -48,14 +48,14 @@ load_image = dict(
 train_pipeline = [load_image, dict(type='EntityDropout', prob=0.1), dict(type='PackProduct')]
 test_pipeline = [load_image, dict(type='PackProduct')]
 
-dataset = dict(type='CocoProducts', data_root=data_root, tokenizer=tokenizer)
+dataset = dict(type='CocoProducts', data_root=data_root, tokenizer=tokenizer, batched=True)
 train_dataloader = dict(
     batch_size=256,
     num_workers=1,
     persistent_workers=True,
     drop_last=True,
     sampler=dict(type='ProductSampler', shuffle=True),
-    collate_fn=dict(type='default_collate'),
+    collate_fn=dict(type='stack_products'),
     dataset=dict(
         ann_file='train.json', views='random', fold='fit', pipeline=train_pipeline, **dataset
     ),
@@ -65,7 +65,7 @@ val_dataloader = dict(
     num_workers=1,
     persistent_workers=True,
     sampler=dict(type='DefaultSampler', shuffle=False),
-    collate_fn=dict(type='default_collate'),
+    collate_fn=dict(type='stack_products'),
     dataset=dict(
         ann_file='train.json', views='first', fold='select', pipeline=test_pipeline, **dataset
     ),
@@ -75,7 +75,7 @@ test_dataloader = dict(
     num_workers=1,
     persistent_workers=True,
     sampler=dict(type='DefaultSampler', shuffle=False),
-    collate_fn=dict(type='default_collate'),
+    collate_fn=dict(type='stack_products'),
     dataset=dict(ann_file='val.json', views='all', pipeline=test_pipeline, **dataset),
 )
 val_evaluator = dict(type='RetrievalMetric', protocols=['full/first-image'])
