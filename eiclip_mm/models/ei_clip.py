@@ -147,7 +147,10 @@ class EICLIP(OpenCLIP):
     def _set_general_sense(self) -> None:
         names = torch.from_numpy(self.tokenizer.encode_names())  # (N, L)
         self.towers.eval()
-        features = [self.towers.encode_text(part) for part in names.split(256)]
+        features = []
+        for part in names.split(256):  # names are short: most of L is padding
+            last = (part == self.tokenizer.subwords.end).int().argmax(1).max()
+            features.append(self.towers.encode_text(part[:, : last + 1]))
         self.towers.train()
         self.learner.set_general_sense(torch.cat(features))
 
