@@ -2,6 +2,7 @@
 # make quickstart  the whole walk on synthetic products, no data needed
 # make test        all tests                            [ARGS="-k tokenizer"] [JOBS=2]
 # make train       one experiment                       [CONFIG=configs/...py] [GPUS=1] [ARGS=...]
+# make benchmark   every benchmark, small enough for two cores and a quarter of an hour
 # make lint        ruff: rules and format
 # make clean       remove caches and build outputs; .venv, data and work_dirs stay
 #
@@ -21,7 +22,7 @@ PY := $(PYTHON)
 ENVIRONMENT :=
 endif
 
-.PHONY: help setup quickstart test train lint clean
+.PHONY: help setup quickstart test train benchmark lint clean
 .DEFAULT_GOAL := help
 
 help:
@@ -56,6 +57,18 @@ ifneq ($(filter 0 1,$(GPUS)),)
 else
 	PYTHON=$(PY) bash tools/dist_train.sh $(CONFIG) $(GPUS) $(ARGS)
 endif
+
+BENCHMARK := $(PY) tools/analysis_tools/benchmark_
+
+benchmark: $(ENVIRONMENT)
+	$(BENCHMARK)loader.py --repeats 1
+	$(BENCHMARK)text.py --repeats 1
+	$(BENCHMARK)loss.py --repeats 1
+	$(BENCHMARK)step.py --repeats 1
+	$(BENCHMARK)memory.py --repeats 1
+	$(BENCHMARK)frozen.py --repeats 1
+	$(BENCHMARK)end_to_end.py --repeats 1
+	$(BENCHMARK)evaluator.py --repeats 1 --images 8192 --texts 8192
 
 lint: $(ENVIRONMENT)
 	$(PY) -m ruff check .

@@ -14,7 +14,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from platform import python_version
 
 import numpy as np
 import torch
@@ -28,8 +27,7 @@ from tqdm import tqdm
 
 from eiclip_mm.evaluation.embeddings import Embeddings
 from eiclip_mm.evaluation.files import SHARDS, VECTORS, shard_name
-from eiclip_mm.evaluation.metrics import PACKAGES, _version, merge
-from eiclip_mm.version import __version__
+from eiclip_mm.evaluation.metrics import merge, versions
 
 # what says which products a data set holds; all else is as test_dataloader reads its own
 PRODUCTS = ('type', 'data_root', 'data_prefix', 'ann_file', 'fold', 'select_share')
@@ -94,8 +92,6 @@ def open_folder(args: argparse.Namespace, runner: Runner, model: Mapping) -> lis
     dataset = runner.test_dataloader.dataset
     known = dict(dataset.metainfo.get('retrieval', {}))
     texts = known.pop('texts', None)
-    versions = {'eiclip_mm': __version__, 'python': python_version()}
-    versions |= {name: _version(name) for name in PACKAGES}
     about = dict(
         format='eiclip_mm.shards/1',
         items=len(dataset),
@@ -104,7 +100,7 @@ def open_folder(args: argparse.Namespace, runner: Runner, model: Mapping) -> lis
         files=args.format,
         weights=digest_of_weights(runner.model),
         data=digest_of_data(dataset, runner.cfg.test_dataloader.dataset, texts),
-        card=known | dict(versions=versions, model=model),
+        card=known | dict(versions=versions(), model=model),
     )
     path = args.out / SHARDS
     temporary = path.with_suffix('.tmp')  # may be there already, of a call that was killed

@@ -7,16 +7,17 @@ Interrupted, it goes on where it was; --fresh starts anew.
 
 import argparse
 import json
+import multiprocessing
 import os
 import re
+import runpy
 import shutil
-import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from eiclip_mm.evaluation import recall_table
+import torch
 
 DATA = Path('data/mini_fashiongen')
 LOG = Path('work_dirs/quickstart.log')
@@ -28,7 +29,10 @@ ROWS = {
 }
 SHOWN = re.compile(r'Epoch\(train\) +\[(\d+)\].*eta: ([\d:]+).* loss: ([\d.]+)')
 CORES = len(os.sched_getaffinity(0))
-SLOTS = min(CORES, len(ROWS))
+# The tools' imports take as long as an epoch. A server imports once and forks for each tool, which
+# CUDA does not survive.
+PROCESSES = multiprocessing.get_context('spawn' if torch.cuda.is_available() else 'forkserver')
+IMPORTS = [f'eiclip_mm.{room}' for room in ('datasets', 'models', 'evaluation', 'engine')]
 
 
 def main() -> None:
@@ -40,19 +44,18 @@ def main() -> None:
     if args.fresh:
         for config in [GENERAL, *ROWS.values()]:
             shutil.rmtree(work_dir(config), ignore_errors=True)
+    PROCESSES.set_forkserver_preload(IMPORTS)
     run('tools/dataset_converters/make_mini_fashiongen.py', '--out', str(DATA))
     run('tools/dataset_converters/build_entities.py', 'configs/eiclip_fashiongen_mini.py')
     run('tools/train.py', GENERAL, '--no-validate', '--resume', 'auto')
-    # small models leave cores idle: two at once on one thread each beat one after the other on two
-    longest_first = list(reversed(ROWS.values()))
-    with ThreadPoolExecutor(SLOTS) as pool:
-        tables = dict(zip(longest_first, pool.map(row, longest_first), strict=True))
-    report({label: tables[config] for label, config in ROWS.items()}, time.time() - start)
+    with ThreadPoolExecutor(len(ROWS)) as pool:  # small models leave cores idle
+        tables = list(pool.map(row, ROWS.values()))
+    report(dict(zip(ROWS, tables, strict=True)), time.time() - start)
 
 
 def row(config: str) -> dict:
     """Train and test one config; what test.py found."""
-    threads = CORES // SLOTS
+    threads = max(CORES // len(ROWS), 1)
     run('tools/train.py', config, '--resume', 'auto', threads=threads)
     checkpoint = max(work_dir(config).glob('best_*.pth'), key=lambda path: path.stat().st_mtime)
     run('tools/test.py', config, str(checkpoint), threads=threads)
@@ -67,24 +70,33 @@ def work_dir(config: str) -> Path:
 def run(*command: str, threads: int = CORES) -> None:
     """Run one of the project's tools; show its progress, keep its output in a log."""
     print('\n$ python', *command, flush=True)
+    name = Path(command[1]).stem
     log = work_dir(command[1]) / 'quickstart.log' if command[1].endswith('.py') else LOG
     log.parent.mkdir(parents=True, exist_ok=True)
-    process = subprocess.Popen(
-        [sys.executable, *command],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=dict(os.environ, OMP_NUM_THREADS=str(threads)),
-    )
-    with log.open('a', encoding='utf-8') as file:
-        for line in process.stdout:
-            file.write(line)
-            if found := SHOWN.search(line):
-                epoch, eta, loss = found.groups()
-                name = Path(command[1]).stem
-                print(f'  {name}: epoch {epoch}, loss {loss}, remaining {eta}', flush=True)
-    if process.wait():
+    process = PROCESSES.Process(target=tool, args=(command, log, threads))
+    with log.open('a+', encoding='utf-8') as output:
+        process.start()
+        while True:
+            running = process.is_alive()  # asked first: what it wrote last is read too
+            for line in output:
+                if found := SHOWN.search(line):
+                    epoch, eta, loss = found.groups()
+                    print(f'  {name}: epoch {epoch}, loss {loss}, remaining {eta}', flush=True)
+            if not running:
+                break
+            process.join(timeout=0.5)
+    if process.exitcode:
         sys.exit(f'{command[0]} failed; the end of its output, all of it in {log}:\n{tail(log)}')
+
+
+def tool(command: tuple[str, ...], log: Path, threads: int) -> None:
+    """Be the process of a tool, as the command line would start it."""
+    with log.open('a', encoding='utf-8') as file:
+        os.dup2(file.fileno(), sys.stdout.fileno())
+        os.dup2(file.fileno(), sys.stderr.fileno())
+    torch.set_num_threads(threads)
+    sys.argv = list(command)
+    runpy.run_path(command[0], run_name='__main__')
 
 
 def tail(log: Path, lines: int = 20) -> str:
@@ -94,6 +106,8 @@ def tail(log: Path, lines: int = 20) -> str:
 
 def report(results: dict[str, dict], seconds: float) -> None:
     """Print the table and where everything lies."""
+    from eiclip_mm.evaluation import recall_table
+
     prefix = 'full/first-image/'
     rows = {
         label: {k.removeprefix(prefix): v for k, v in metrics.items() if k.startswith(prefix)}

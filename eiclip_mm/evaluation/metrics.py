@@ -159,9 +159,7 @@ class RetrievalMetric(BaseMetric):
         """The same with labels and card."""
         known = dict((self.dataset_meta or {}).get('retrieval', {}))
         texts = known.pop('texts', None)
-        versions = {'eiclip_mm': __version__, 'python': python_version()}
-        versions |= {name: _version(name) for name in PACKAGES}
-        card = dict(known) | dict(versions=versions) | self.card
+        card = dict(known) | dict(versions=versions()) | self.card
         return embeddings.described(texts, card)
 
 
@@ -202,6 +200,12 @@ def merge(parts: Sequence[Mapping[str, Tensor]], size: int) -> Embeddings:
         product_id=product_id[product],
         product_caption=caption[product],
     )
+
+
+def versions() -> dict[str, str]:
+    """What computed a number: this package, Python and the packages it stands on."""
+    found = {'eiclip_mm': __version__, 'python': python_version()}
+    return found | {name: _version(name) for name in PACKAGES}
 
 
 def _version(package: str) -> str:

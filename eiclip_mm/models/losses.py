@@ -26,7 +26,9 @@ from eiclip_mm.registry import MODELS
 from .tiled import log_probs_in_tiles
 
 MAX_LOG_SCALE = math.log(100)
-TILED_FROM = 512  # rows of all processes; by tools/analysis_tools/benchmark_loss.py, two cores
+# Rows of all processes. On a CPU tiles win from here on (tools/analysis_tools/benchmark_loss.py);
+# on CUDA, not measured, they wait for the device, so that memory must be worth it: 0.5 GB here.
+TILED_FROM, TILED_FROM_ON_CUDA = 512, 4096
 
 
 class _Gather(torch.autograd.Function):
@@ -152,7 +154,8 @@ class InfoNCE(nn.Module):
     Args:
         same_text: products with the same text count as positives of each other too: products
             that share their title are no honest negatives of each other.
-        tiled: compute in tiles; by default from :data:`TILED_FROM` rows of all processes on.
+        tiled: compute in tiles; by default where the rows of all processes are many, from
+            :data:`TILED_FROM` on.
         unequal_rows: processes on accelerators may hold different numbers of rows, as without a
             sampler that pads; without it they would wait for each other for ever. It costs a
             wait for the accelerator a step. On a CPU it costs nothing and is always so.
@@ -199,7 +202,8 @@ class InfoNCE(nn.Module):
             total = sum(sizes)  # N, the same on all processes, so that they go one way
             images = gather(image, sizes)  # (N, D)
             log_priors = gather(log_prior.T, sizes).T  # (C, N)
-            tiled = total >= TILED_FROM if self.tiled is None else self.tiled
+            many = total >= (TILED_FROM_ON_CUDA if image.is_cuda else TILED_FROM)
+            tiled = many if self.tiled is None else self.tiled
             way = in_tiles if tiled else at_once
             t2i, i2t = way(product, image, images, log_scale.exp(), ids, sizes)  # (C, B)
             t2i = (log_prior + t2i).logsumexp(0)  # (B,)
