@@ -6,6 +6,7 @@ Shape alphabet, used in comments and docstrings of the whole package and defined
     L  tokens                       M  values of one type       G  gallery items
     D  embedding width              S  senses of an entity      P  products
     C  combinations of senses       N  entities of all types    F  features of a frozen trunk
+    T  texts
 
 ``a_ik`` is the entity of type k of product i; id 0 of every type means "none or unknown".
 """

@@ -2,6 +2,7 @@
 
 import eiclip_mm  # noqa: F401, I001  before anything imports torchvision
 
+import gc
 import os
 import uuid
 from pathlib import Path
@@ -31,6 +32,14 @@ def eiclip_scope():
     visualizers = (Visualizer, *Visualizer.__subclasses__())
     for manager in (MMLogger, MessageHub, DefaultScope, *visualizers):
         manager._instance_dict.clear()
+
+
+@pytest.fixture(scope='module')
+def quick_collection():
+    """mmengine collects garbage for each data set; what is imported here makes that slow."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(scope='session')

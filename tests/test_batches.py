@@ -1,6 +1,5 @@
 """Whole batches hold what samples hold, one by one collated: the same values in every setting."""
 
-import gc
 from dataclasses import replace
 
 import numpy as np
@@ -18,6 +17,7 @@ from eiclip_mm.datasets import CocoProducts, PackProduct, stack_products
 from eiclip_mm.datasets.product_dataset import VIEWS
 from eiclip_mm.structures import EntityVocab
 
+pytestmark = pytest.mark.usefixtures('quick_collection')
 RNG = np.random.default_rng(0)
 BRANDS = ('Diesel', 'Golden Goose', 'Gas')
 TOKENIZER = dict(
@@ -42,14 +42,6 @@ PIXELS = [
     dict(type='PackProduct'),
 ]
 FEATURES = [dict(type='LoadImageFeature', pipeline=[]), *PIXELS[3:]]
-
-
-@pytest.fixture(scope='module', autouse=True)
-def quick_collection():
-    """mmengine collects garbage for each data set; what is imported here makes that slow."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture(scope='module')

@@ -64,6 +64,17 @@ def test_with_all_that_saves_memory():
     assert_same(SMALL, 'aot_eager', micro_batch=2, grad_checkpointing=True)
 
 
+def test_names_are_embedded_before_anything_is_compiled():
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    graphs = torch._dynamo.utils.counters['stats']
+    model = tiny.model(towers=dict(model=SMALL, compile='eager'))
+    assert graphs['unique_graphs'] == 0
+    assert model.learner.general.equal(tiny.model(towers=dict(model=SMALL)).learner.general)
+    model.towers.encode_text(tiny.batch(model)['text'])
+    assert graphs['unique_graphs'] > 0
+
+
 def test_unknown_backend():
     with pytest.raises(ValueError, match=r"compile='fast' is no backend .*'inductor'"):
         OpenCLIPTowers(SMALL, compile='fast')

@@ -9,6 +9,7 @@ import references_models as references
 import tiny
 import torch
 import torch.nn.functional as F
+from watch import Largest
 
 from eiclip_mm.models import EALearner, InfoNCE
 from eiclip_mm.structures import EntityVocab
@@ -140,6 +141,13 @@ class TestFusion:
         for name, grad in grads.items():
             torch.testing.assert_close(found_grads[name], grad, rtol=1e-4, atol=1e-5)
         assert sum(bool(grad.any()) for grad in grads.values()) >= 6
+
+    def test_no_second_table_of_all_senses_is_held(self):
+        vocab = EntityVocab(dict(brand=tuple(map(str, range(500)))), dict(brand=(1,) * 500))
+        made = EALearner(vocab, DIM, num_learned=3, hidden_dim=3)
+        with Largest() as seen:
+            made(TEXT, IDS[:, :1], ONES[:, :1])
+        assert seen.size == 501 * DIM
 
     def test_it_starts_as_nothing(self):
         made = EALearner(tiny.VOCAB, DIM)

@@ -150,7 +150,7 @@ class TestCausalEffectHook:
 
     def test_a_run_that_ends_before_is_refused(self, make_runner):
         runner = make_runner(epochs=2, model=self.EFFECT, hooks=())
-        with pytest.raises(ValueError, match=r'before epoch 2.* ends after 2: lower begin or'):
+        with pytest.raises(ValueError, match=r'before epoch 2.* ends after 2: lower begin '):
             CausalEffectHook(begin=2).before_train(runner)
         CausalEffectHook(begin=1).before_train(runner)
 

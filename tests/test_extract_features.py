@@ -2,6 +2,8 @@
 
 import json
 import os
+import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import small
 import torch
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
@@ -19,6 +22,9 @@ from test_tools import EI, ENV, ROOT, write_config
 
 from eiclip_mm.evaluation import Embeddings
 from eiclip_mm.registry import MODELS
+
+sys.path.insert(0, str(Path(__file__).parents[1] / 'tools/dataset_converters'))
+import pack_images
 
 ITEMS = 62  # views of the 20 products of the test split
 
@@ -140,6 +146,31 @@ def test_photos_that_changed_are_refused(case, tmp_path):
         os.utime(photos, ns=(stat.st_atime_ns, stat.st_mtime_ns))
 
 
+def test_photos_that_were_packed_meanwhile_are_refused(case, tmp_path):
+    extract(case, '--out', tmp_path, '--shard-size', 30)
+    config = str(case / 'config.py')
+    try:
+        pack_images.main([config, '--splits', 'test', '--size', '16'])
+        with pytest.raises(SystemExit, match=r"was begun with \{'data': "):
+            extract(case, '--out', tmp_path, '--shard-size', 30)
+    finally:
+        shutil.rmtree(case / 'packed')
+
+
+def test_an_error_of_one_process_reaches_all(case, tmp_path, monkeypatch):
+    def told(*arguments):
+        try:
+            run_tool(*arguments)
+        except Exception as error:
+            (tmp_path / os.environ['RANK']).write_text(repr(error))
+
+    monkeypatch.setattr(small, 'run_tool', told)
+    (tmp_path / 'file').write_text('')
+    extract(case, '--out', tmp_path / 'file/out', world=2)
+    for rank in '01':
+        assert 'NotADirectoryError' in (tmp_path / rank).read_text()
+
+
 def test_other_files_are_left_alone(case, tmp_path):
     (tmp_path / 'thesis.txt').write_text('mine')
     with pytest.raises(SystemExit, match=r'holds other files and no shards.json'):
@@ -184,10 +215,95 @@ def test_items_of_one_product_on_both_sides_of_a_border(tmp_path):
         )  # fmt: skip
         for name, array in arrays.items():
             np.save(folder / f'{name}.npy', array)
-    (tmp_path / 'shards.json').write_text(json.dumps(dict(shards=2, card=dict(a=1))))
+    (tmp_path / 'shards.json').write_text(
+        json.dumps(dict(items=4, shard_size=2, shards=2, card=dict(a=1)))
+    )
     found = Embeddings.load(tmp_path)
     assert found.product_id.tolist() == [2, 5, 9]
     assert found.product.flatten().tolist() == [2, 5, 9.5]
     assert found.image_product_id.tolist() == [2, 2, 5, 9]
     assert found.image.flatten().tolist() == [2, 2.5, 5, 9.5]
     assert found.card == dict(a=1)
+
+
+def test_more_shards_than_files_may_be_open(tmp_path):
+    for number in range(60):
+        folder = tmp_path / f'shard-{number:06d}'
+        folder.mkdir()
+        ids = np.array([number])
+        arrays = dict(
+            image=ids[:, None] / 2, image_product_id=ids, image_view=ids * 0,
+            product=ids[:, None] / 3, product_id=ids, product_caption=ids * 0,
+        )  # fmt: skip
+        for name, array in arrays.items():
+            np.save(folder / f'{name}.npy', array)
+    (tmp_path / 'shards.json').write_text(
+        json.dumps(dict(items=60, shard_size=1, shards=60, card={}))
+    )
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    few = max(map(int, os.listdir('/proc/self/fd'))) + 20
+    resource.setrlimit(resource.RLIMIT_NOFILE, (few, limits[1]))
+    try:
+        found = Embeddings.load(tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert found.product_id.tolist() == found.image_product_id.tolist() == list(range(60))
+    torch.testing.assert_close(found.image.flatten() * 2, torch.arange(60).to(found.image))
+
+
+@pytest.fixture(scope='module')
+def shards(case, tmp_path_factory):
+    folder = tmp_path_factory.mktemp('shards')
+    extract(case, '--out', folder, '--shard-size', 20)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ('name', 'change', 'says'),
+    [
+        ('image', lambda a: a[:5], r'arrays of shard-000001 differ in length: .*\(5,\)'),
+        ('product_caption', lambda a: a[:-1], 'arrays of shard-000001 differ in length'),
+        ('image', lambda a: a.ravel()[0], 'arrays of shard-000001 differ in length'),
+        ('image', lambda a: a[:, :1], 'shard-000001 has rows of .* shard-000000 of'),
+    ],
+)
+def test_an_array_that_is_not_of_its_shard(shards, tmp_path, name, change, says):
+    folder = shutil.copytree(shards, tmp_path / 'out')
+    path = folder / f'shard-000001/{name}.npy'
+    np.save(path, change(np.load(path)))
+    with pytest.raises(ValueError, match=says):
+        Embeddings.load(folder)
+
+
+@pytest.mark.parametrize(
+    ('changes', 'says'),
+    [
+        (dict(shards=2), '62 items in 2 shards of 20; expected integers from 1'),
+        (dict(shards=2, items=40), "says 2 shards, but there are also e.g. .'shard-000002'"),
+        (dict(shards=999999999), 'in 999999999 shards of 20; expected'),
+        (
+            dict(shards=10**9, items=10**9, shard_size=1),
+            "999999996 of its 1000000000 shards are missing, e.g. .'shard-000004'",
+        ),
+        (dict(shards=-4, items=-62), 'expected integers from 1'),
+        (dict(shards='4'), "in '4' shards of 20; expected integers"),
+        (dict(shard_size=0), 'shards of 0; expected integers from 1'),
+    ],
+    ids=str,
+)
+def test_shards_that_are_not_those_of_the_file(shards, tmp_path, changes, says):
+    folder = shutil.copytree(shards, tmp_path / 'out')
+    about = json.loads((folder / 'shards.json').read_text()) | changes
+    (folder / 'shards.json').write_text(json.dumps(about))
+    with pytest.raises(ValueError, match=says):
+        Embeddings.load(folder)
+
+
+def test_a_shard_copied_over_another(shards, tmp_path):
+    folder = shutil.copytree(shards, tmp_path / 'out')
+    (folder / 'shard-000003.tmp').mkdir()  # of a call that was killed
+    assert len(Embeddings.load(folder).image) == ITEMS
+    shutil.rmtree(folder / 'shard-000002')
+    shutil.copytree(folder / 'shard-000000', folder / 'shard-000002')
+    with pytest.raises(ValueError, match='shard-000002 has the ids of shard-000000'):
+        Embeddings.load(folder)

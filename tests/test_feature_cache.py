@@ -1,7 +1,9 @@
 """Cached features against the trunks themselves: values, training, and when files are reused."""
 
+import io
 import json
 import os
+import resource
 import shutil
 from functools import partial
 
@@ -12,14 +14,16 @@ import tiny
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from mmengine.dataset import ConcatDataset, RepeatDataset
 from mmengine.registry import DefaultScope
 from PIL import Image
 from runs import LOAD, TYPES, same, weights, write_catalogue
 from torch.utils.data import DataLoader
 
 from eiclip_mm.datasets.batches import stack_products
+from eiclip_mm.datasets.packed import PackWriter
 from eiclip_mm.datasets.synthetic import FILES
-from eiclip_mm.engine import ImageFeatureCache, TextFeatureCache, feature_cache
+from eiclip_mm.engine import ImageFeatureCache, TextFeatureCache, feature_files
 from eiclip_mm.registry import DATASETS, MODELS, TRANSFORMS
 
 FEATURES = [dict(type='LoadImageFeature', pipeline=LOAD), dict(type='PackProduct')]
@@ -81,6 +85,13 @@ def folder(tmp_path):
 
 def names(folder):
     return {path.name for path in folder.glob('*.npy')}
+
+
+def npy(array):
+    """Content of its ``.npy`` file."""
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
 
 
 def state(folder):
@@ -162,6 +173,10 @@ class TestImages:
         assert added(towers=dict(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))) == 1
         assert added(towers=dict(std=(0.5, 0.5, 0.5))) == 1
         assert added(towers=dict(model=other_pool)) == 1
+        # equal weights, other heads
+        for width in (16, 8):
+            narrow = dict(tiny.ARCHITECTURE['vision_cfg'], head_width=width)
+            assert added(towers=dict(model=dict(tiny.ARCHITECTURE, vision_cfg=narrow))) == 1, width
 
     def test_a_photo_replaced_in_place_gives_a_new_name(self, build, tmp_path, folder):
         photo = tmp_path / 'photo.png'
@@ -183,6 +198,26 @@ class TestImages:
         assert not np.array_equal(np.load(folder / first), np.load(folder / other))
         assert len(fill('blue', 2 * second, size=48)) == 1  # at the same time
         assert not fill('red', second)  # nothing that the name would tell
+
+    def test_a_pack_made_anew_gives_a_new_name(self, build, tmp_path, folder):
+        packed, image = tmp_path / 'packed', dict(img_path=str(tmp_path / 'gone.png'))
+        model, dataset = build()
+        dataset.images = lambda: {(image['img_path'],): image}
+        load = [dict(LOAD[0], packed=str(packed)), *LOAD[1:]]
+
+        def fill(side):
+            shutil.rmtree(packed, ignore_errors=True)
+            writer = PackWriter(packed, 'train', [image], side)
+            writer.add(image, np.full((side, side, 3), side, np.uint8))
+            writer.finish()
+            writer.close()
+            dataset.pipeline.transforms[0] = TRANSFORMS.build(dict(FEATURES[0], pipeline=load))
+            before = names(folder)
+            ImageFeatureCache(folder).fill(model.towers, dataset)
+            return names(folder) - before
+
+        (first,), (other,) = fill(32), fill(48)
+        assert not np.array_equal(np.load(folder / first), np.load(folder / other))
 
     @pytest.mark.filterwarnings('ignore:Importing from timm.models.helpers:FutureWarning')
     def test_a_trunk_that_trains_is_refused(self, build, folder):
@@ -211,6 +246,17 @@ class TestImages:
     def test_pixels_are_left_alone(self, make_runner, folder):
         ImageFeatureCache(folder).before_train(make_runner(pipeline=runs.PIXELS))
         assert not folder.exists()
+
+    @pytest.mark.parametrize('kind', [ImageFeatureCache, TextFeatureCache])
+    def test_wrappers_are_refused(self, make_runner, build, folder, kind):
+        runner, dataset = make_runner(), build()[1]
+        for wrapper in (
+            RepeatDataset(dataset, 2),
+            ConcatDataset([dataset] * 2, False, 'retrieval'),
+        ):
+            says = f'not support wrappers of data sets, such as {type(wrapper).__name__}: give'
+            with pytest.raises(ValueError, match=says):
+                kind(folder)._fill(runner, DataLoader(wrapper))
 
     def test_without_the_hook(self, make_runner):
         with pytest.raises(RuntimeError, match='LoadImageFeature has no features yet: add dict'):
@@ -272,6 +318,11 @@ class TestTexts:
         ):  # fmt: skip
             assert added(shifted(name)) == 1, name
         assert added(towers=dict(FLAT_FROZEN, model=narrow)) == 1  # equal weights, other heads
+        both_ways = dict(tiny.ARCHITECTURE['text_cfg'], no_causal_mask=True)
+        for custom in (False, True):
+            model = dict(tiny.ARCHITECTURE, custom_text=custom)
+            assert added(towers=dict(FLAT_FROZEN, model=model)) == int(custom)  # flat: see above
+            assert added(towers=dict(FLAT_FROZEN, model=dict(model, text_cfg=both_ways))) == 1
         assert added(fold='all') == 1  # other texts
         assert added(tokenizer=dict(fields=('brand', 'description'))) == 1  # another reading
         assert added(tokenizer=dict(vocab=vocab)) == 0  # the texts are read as before
@@ -333,8 +384,7 @@ class TestFiles:
         assert not names(folder)
         (parts,) = folder.iterdir()
         assert len(list(parts.glob('*.npy'))) == 2
-        for name in ('4', f'4.{os.getpid()}'):  # killed while it wrote
-            (parts / name).write_bytes(b'half a file' * 1000)
+        (parts / '4.half').write_bytes(b'half a file' * 1000)  # killed while it wrote
         model, dataset = build(fold='all')
         seen = self.count(model, monkeypatch)
         ImageFeatureCache(folder).fill(model.towers, dataset)
@@ -342,7 +392,7 @@ class TestFiles:
         np.testing.assert_allclose(np.load(folder / path.name), np.load(path), rtol=1e-4, atol=1e-5)
         assert [p.name for p in folder.iterdir()] == [path.name]
 
-    @pytest.mark.parametrize('when', ['computing', 'joining'])
+    @pytest.mark.parametrize('when', ['computing', 'writing', 'joining'])
     def test_another_run_finishes_first(self, build, folder, monkeypatch, when):
         """And takes the parts away; this one uses its file and leaves nothing behind."""
         monkeypatch.setattr(ImageFeatureCache, 'CHUNK', 2)
@@ -357,22 +407,107 @@ class TestFiles:
             path.write_bytes(content)
 
         model, dataset = build(fold='all')
-        computing, join = when == 'computing', feature_cache._join
+        computing, join, save = when == 'computing', feature_files.join, np.save
         seen = self.count(
             model, monkeypatch, lambda seen: other_run() if computing and len(seen) == 3 else None
         )
-        if not computing:
-            monkeypatch.setattr(feature_cache, '_join', lambda *a: [other_run(), join(*a)])
+        if when == 'writing':
+            monkeypatch.setattr(np, 'save', lambda *a, **k: [save(*a, **k), other_run()])
+        if when == 'joining':
+            monkeypatch.setattr(feature_files, 'join', lambda *a: [other_run(), join(*a)])
         ImageFeatureCache(folder).fill(model.towers, dataset)
-        assert len(seen) == (3 if computing else 22)
+        assert len(seen) == dict(computing=3, writing=1, joining=22)[when]
         assert [p.name for p in folder.iterdir()] == [path.name]
         assert path.read_bytes() == content
         assert (dataset[1]['image'].numpy() == np.load(path)[1]).all()
 
+    def test_two_runs_write_one_part_at_once(self, build, folder, monkeypatch):
+        """In containers that share a folder both may have one process id, as here."""
+        compute, save, given = ImageFeatureCache._compute, np.save, []
+
+        def beside(file, arr):
+            monkeypatch.setattr(np, 'save', save)
+            compute(*given)
+            save(file, arr)
+
+        def recorded(*args):
+            given.extend(args)
+            compute(*args)
+
+        monkeypatch.setattr(ImageFeatureCache, '_compute', recorded)
+        monkeypatch.setattr(np, 'save', beside)
+        model, dataset = build()
+        ImageFeatureCache(folder).fill(model.towers, dataset)
+        (path,) = folder.iterdir()
+        assert np.load(path).std() > 0
+
+    @pytest.mark.parametrize('chunk', [2, 44], ids=['joining', 'computing'])
+    def test_a_full_disk_is_an_error_and_leaves_nothing_half(
+        self, build, folder, tmp_path, monkeypatch, chunk
+    ):
+        monkeypatch.setattr(ImageFeatureCache, 'CHUNK', chunk)
+        model, dataset = build(fold='all')
+        ImageFeatureCache(tmp_path / 'whole').fill(model.towers, dataset)
+        (path,) = (tmp_path / 'whole').iterdir()
+        model, dataset = build(fold='all')
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size - 1, limits[1]))
+        try:
+            with pytest.raises(OSError):
+                ImageFeatureCache(folder).fill(model.towers, dataset)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert not names(folder)
+        left = [file.suffix for file in (folder / f'{path.stem}.parts').iterdir()]
+        assert left == ['.npy'] * (22 if chunk == 2 else 0)
+
+    DAMAGES = dict(
+        cut=lambda a, content: content[:-1],
+        longer=lambda a, content: content + b'0',
+        empty=lambda a, content: b'',
+        other=lambda a, content: b'<html>' + content,
+        rows=lambda a, content: npy(a[1:]),
+        width=lambda a, content: npy(a[0]),
+        dtype=lambda a, content: npy(a.astype(np.float64)),
+    )
+
+    @pytest.mark.parametrize('damage', DAMAGES)
+    def test_a_damaged_file_is_named(self, build, folder, damage):
+        model, dataset = build(FLAT_FROZEN)
+        TextFeatureCache(folder).fill(model.towers, dataset)
+        (path,) = folder.iterdir()
+        content = path.read_bytes()
+        path.write_bytes(self.DAMAGES[damage](np.load(path), content))
+        model, dataset = build(FLAT_FROZEN)
+        with pytest.raises(ValueError, match=rf'{path.name} are damaged: .*Delete it'):
+            TextFeatureCache(folder).fill(model.towers, dataset)
+        path.unlink()
+        TextFeatureCache(folder).fill(model.towers, dataset)
+        assert path.read_bytes() == content
+
+    def test_damaged_parts_are_computed_again(self, build, folder, monkeypatch):
+        monkeypatch.setattr(ImageFeatureCache, 'CHUNK', 2)
+        model, dataset = build(fold='all')
+        ImageFeatureCache(folder).fill(model.towers, dataset)
+        (path,) = folder.iterdir()
+        features = np.load(path)
+        path.unlink()
+        parts = path.with_suffix('.parts')
+        parts.mkdir()
+        for i, damage in enumerate([lambda a, content: content, *self.DAMAGES.values()]):
+            part = features[2 * i : 2 * i + 2]
+            (parts / f'{2 * i}.npy').write_bytes(damage(part, npy(part)))
+        model, dataset = build(fold='all')
+        seen = self.count(model, monkeypatch)
+        ImageFeatureCache(folder).fill(model.towers, dataset)
+        assert sum(seen) == 42  # 2 were there
+        np.testing.assert_allclose(np.load(path), features, rtol=1e-4, atol=1e-5)
+        assert [p.name for p in folder.iterdir()] == [path.name]
+
     def test_a_part_that_is_lost_is_an_error(self, build, folder, monkeypatch):
-        join = feature_cache._join
+        join = feature_files.join
         monkeypatch.setattr(
-            feature_cache, '_join', lambda parts, *a: [parts[0].unlink(), join(parts, *a)]
+            feature_files, 'join', lambda parts, *a: [parts[0].unlink(), join(parts, *a)]
         )
         model, dataset = build()
         with pytest.raises(FileNotFoundError):

@@ -24,6 +24,7 @@ def runs(tmp_path_factory):
     for loader in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
         config[loader].num_workers = 0
     config.default_hooks.checkpoint.max_keep_ckpts = 2
+    config.optim_wrapper.optimizer.weight_decay = 1000.0  # in warm-up, where rates are tiny
     config.dump(folder / 'ddp.py')
     config.merge_from_dict(Config.fromfile(ROOT / 'configs/_base_/sharded.py').to_dict())
     config.dump(folder / 'fsdp.py')
@@ -37,6 +38,16 @@ def test_losses_are_those_of_ddp(runs):
     assert len(plain) == 6
     assert plain[6] < plain[1]
     assert sharded == pytest.approx(plain, rel=1e-5)
+
+
+def test_what_decays_is_what_decays_under_ddp(runs):
+    """FSDP's pieces of a matrix are flat, so no number of axes tells them from a bias."""
+    counts = []
+    for name in ('ddp', 'fsdp'):
+        groups = torch.load(runs / name / 'epoch_2.pth')['optimizer']['param_groups']
+        counts.append([(g['weight_decay'], g['initial_lr'], len(g['params'])) for g in groups])
+    assert sorted(counts[0]) == sorted(counts[1])
+    assert {decay for decay, *_ in counts[0]} == {0, 1000}
 
 
 def test_checkpoint_is_that_of_ddp_and_loads_into_one_process(runs):
@@ -77,6 +88,13 @@ def test_what_a_strategy_cannot_do_is_said_first(runs, tmp_path):
     from _cli import build_runner
 
     with pytest.raises(SystemExit, match='CausalEffectHook runs the model on one process'):
+        build_runner(config)
+    config.custom_hooks[-1] = dict(type='TextFeatureCache')
+    with pytest.raises(SystemExit, match='Features are cached by running a trunk on each process'):
+        build_runner(config)
+    config.custom_hooks.pop()
+    config.val_dataloader.dataset.pipeline[0] = dict(type='LoadImageFeature', pipeline=[])
+    with pytest.raises(SystemExit, match='Features are cached by running a trunk on each process'):
         build_runner(config)
 
 

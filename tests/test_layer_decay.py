@@ -146,3 +146,8 @@ class TestRates:
             rates(tiny.model(), layer_decay={'towers.clip': 1.5})
         with pytest.raises(ValueError, match='does not know the layers of EALearner'):
             rates(tiny.model(), layer_decay={'learner': 0.9})
+
+
+def test_layer_decay_is_a_dict():
+    with pytest.raises(ValueError, match=r"layer_decay must be a dict such as .* got '0.8'"):
+        rates(clip(tiny.ARCHITECTURE), layer_decay='0.8')

@@ -111,15 +111,15 @@ class TestAdapters:
 
     def test_refused(self):
         with pytest.raises(
-            ValueError, match=r"targets \['q_proj'\] fit no parameter; matrices are"
+            ValueError,
+            match=r"targets \['q_proj'\] fit no parameter; matrices are .* Give targets=\[",
         ):
             towers(lora=dict(targets=['q_proj', 'c_fc.weight']))
         with pytest.raises(ValueError, match=r'adapts matrices; visual.conv1.weight has the shape'):
             towers(lora=dict(targets=['conv1.weight']))
-        with pytest.raises(
-            ValueError, match='rank must be at least 1 and alpha above 0, got 0 and'
-        ):
-            towers(lora=dict(rank=0))
+        for wrong in (dict(rank=0), dict(rank=2.0), dict(alpha=0), dict(alpha=float('nan'))):
+            with pytest.raises(ValueError, match='rank must be an integer from 1 and alpha a'):
+                towers(lora=wrong)
 
 
 class TestTraining:
@@ -210,7 +210,10 @@ class TestWeights:
 
     def test_added_tokens(self):
         """The table of tokens grows after the adapters are there."""
-        model = tiny.model(towers=dict(lora=LORA))
-        assert not model.towers.clip.token_embedding.weight.requires_grad
+        model = tiny.model(towers=dict(lora=LORA), tokenizer=tiny.tokenizer(mention='token'))
+        table = model.towers.clip.token_embedding.weight
+        added = len(model.tokenizer.extra_tokens)
+        assert added == 5 and len(table) == model.tokenizer.subwords.size + added
+        assert not table.requires_grad
         merge_lora(model)
         assert not any(isinstance(m, LowRank) for m in model.modules())

@@ -1,6 +1,5 @@
 """Packed photos: the pixels of their sources; killed, grown, cut off, damaged, written by two."""
 
-import gc
 import json
 import multiprocessing
 import os
@@ -22,11 +21,13 @@ from torch.utils.data import DataLoader
 
 from eiclip_mm.datasets import CocoProducts, FashionGen, LoadProductImage, packed, stack_products
 from eiclip_mm.datasets.packed import Pack, PackedPhotos, PackWriter
+from eiclip_mm.datasets.transforms import LoadImageFeature, open_photos
 from eiclip_mm.registry import TRANSFORMS
 
 sys.path.insert(0, str(Path(__file__).parents[1] / 'tools/dataset_converters'))
 import pack_images
 
+pytestmark = pytest.mark.usefixtures('quick_collection')
 RNG = np.random.default_rng(0)
 SIZES = [(20, 30), (31, 17), (8, 8), (40, 40), (25, 25), (16, 50)]
 CROP = [
@@ -40,14 +41,6 @@ TOKENIZER = dict(
     vocab=None,
     fields=('description',),
 )
-
-
-@pytest.fixture(scope='module', autouse=True)
-def quick_collection():
-    """mmengine collects garbage for each data set; what is imported here makes that slow."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture
@@ -254,7 +247,8 @@ def kill_at(call: int, owner, name: str):
         (5, PackWriter, 'add', 4),
         (1, packed, 'write_lines', 0),  # pixels are there, nothing tells of them
         (3, packed, 'write_lines', 4),
-        (0, os, 'replace', 6),  # all is there but the name
+        (0, os, 'replace', 0),
+        (1, os, 'replace', 6),  # all is there but the name
     ],
 )
 def test_killed(shop, monkeypatch, capsys, call, owner, name, kept):
@@ -299,18 +293,91 @@ def test_photo_added_after_packing(shop, capsys):
     np.testing.assert_array_equal(load(dict(images[2]))['img'], before)  # whoever reads goes on
 
 
-def test_growing_is_killed(shop):
+@pytest.mark.parametrize('call', [0, 1])
+def test_growing_is_killed(shop, call):
     pack(shop)
     write_shop(shop, [*SIZES, (9, 12)])
 
     def task():
-        kill_at(0, os, 'replace')
+        kill_at(call, os, 'replace')
         pack(shop)
 
     assert in_a_process(task) == -signal.SIGKILL
     assert len(Pack(shop / 'packed/train.index')) == 6  # as it was
     pack(shop)
     assert_same_pixels(shop)
+
+
+def test_growing_is_killed_while_it_copies_the_index(shop, capsys):
+    pack(shop)
+    write_shop(shop, [*SIZES, (9, 12)])
+
+    def killed(path: Path, lines: list[str], mode: str):
+        path.write_text('\n'.join(lines[:3]) + '\n')
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def task():
+        packed.write_lines = killed
+        pack(shop)
+
+    assert in_a_process(task) == -signal.SIGKILL
+    writer = PackWriter(shop / 'packed', 'train', sources(shop))  # what it does not know it cuts
+    writer.close()
+    assert len(Pack(shop / 'packed/train.index')) == 6
+    capsys.readouterr()
+    pack(shop)
+    assert '7 photos, 1 of them new' in capsys.readouterr().out
+    assert_same_pixels(shop)
+
+
+def test_one_photo_of_two_names(shop, capsys):
+    catalogue = json.loads((shop / 'train.json').read_text())
+    catalogue['images'][1]['file_name'] = 'photos/../photos/0.png'
+    (shop / 'train.json').write_text(json.dumps(catalogue))
+    for new in (5, 0):
+        pack(shop)
+        assert f'5 photos, {new} of them new' in capsys.readouterr().out
+    assert_same_pixels(shop)
+
+
+def test_one_name_in_two_folders(shop, tmp_path):
+    other = write_shop(tmp_path / 'other', SIZES[:3])
+    train, _ = (shop / 'config.py').read_text().splitlines()
+    _, val = (other / 'config.py').read_text().splitlines()
+    (shop / 'config.py').write_text(f'{train}\n{val}\n')
+    pack(shop)
+    for folder in (shop, other):
+        assert_same_pixels(folder)
+
+
+# ------------------------------------------------------------------------- the state of photos
+
+
+def test_another_pack_is_another_state(shop):
+    data = data_of(shop)
+
+    def state() -> list:
+        return data.state_of_photos([LoadProductImage(packed=str(shop / 'packed'))])
+
+    states = [state()]
+    assert len(states[0]) == 6
+    for size in (30, 16):
+        shutil.rmtree(shop / 'packed', ignore_errors=True)
+        pack(shop, '--size', size)
+        states.append(state())
+        assert states[-1] == state()
+    assert states[0] != states[1] != states[2]
+    assert all(s[:6] == states[0] for s in states)
+    shutil.rmtree(shop / 'photos')
+    assert state() == states[2][6:]
+
+
+def test_other_features_are_another_state(shop):
+    data, features, states = data_of(shop), LoadImageFeature(pipeline=[]), []
+    for path in ('a.npy', 'b.npy'):
+        features.use(path, {})
+        states.append(data.state_of_photos([features]))
+    assert [state[6:] for state in states] == [['a.npy'], ['b.npy']]
 
 
 # ---------------------------------------------------------------------------------- bad input
@@ -336,6 +403,9 @@ def test_cut_off(shop):
             Pack(index)
 
 
+HEAD = '{"format": "eiclip_mm.packed_photos/1", "side": null, "sources": {}}\n'
+
+
 @pytest.mark.parametrize(
     'content, message',
     [
@@ -343,6 +413,15 @@ def test_cut_off(shop):
         ('[1, 2]\n', "is of format 'list', expected 'eiclip_mm.packed_photos/1'"),
         ('{"format"\n', r'train\.index is damaged'),
         ('\x00\x00\n', r'train\.index is damaged'),
+        ('[' * 100_000 + '\n', r'train\.index is damaged'),
+        (HEAD.replace('{}', '[]'), r'damaged: its head names no sources'),
+        (
+            HEAD + '["a.png", null, 0, 4, 7]\n',
+            r'damaged: line 2 is no photo: \[\'a\.png\', None, 0',
+        ),
+        (HEAD + '["a.png", null, "9", 4, 7]\n', 'damaged: line 2 is no photo'),
+        (HEAD + '["a.h5", -1, 4, 4, 7]\n', 'damaged: line 2 is no photo'),
+        (HEAD + '7\n{"photos": 1}\n', 'damaged: line 2 is no photo: 7'),
     ],
 )
 def test_other_indexes(shop, content, message):
@@ -467,6 +546,22 @@ def test_chunks_of_many_photos(tmp_path):
             np.testing.assert_array_equal(
                 load(dict(image, row=row))['img'], file['input_image'][row]
             )
+
+
+def test_only_who_reads_in_order_keeps_chunks_of_many_photos(tmp_path):
+    write_h5(tmp_path / 'train.h5', chunks=(4, 24, 24, 3), compression='gzip')
+    with h5py.File(tmp_path / 'train.h5') as file:
+        usual = file['input_image'].id.get_access_plist().get_chunk_cache()
+    with pytest.warns(UserWarning, match='chunks of 4'):
+        photos = open_photos(str(tmp_path / 'train.h5'))
+    assert photos.id.get_access_plist().get_chunk_cache() == usual
+    photos.file.close()
+    photos = open_photos(str(tmp_path / 'train.h5'), in_order=True)
+    assert photos.id.get_access_plist().get_chunk_cache()[1] == 2 * 4 * 24 * 24 * 3
+    photos.file.close()
+    write_config(tmp_path, dict(type='FashionGen', data_root=str(tmp_path), ann_file='train.h5'))
+    pack(tmp_path)  # without a warning
+    assert len(Pack(tmp_path / 'packed/train.index')) == 11
 
 
 @pytest.mark.parametrize('layout', [{}, dict(chunks=(1, 24, 24, 3), compression='gzip')])

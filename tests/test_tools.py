@@ -116,6 +116,15 @@ def test_test_writes_results_and_embeddings(trained, tmp_path):
     assert results['full/product/i2t/R@5'] == pytest.approx(100 * (rank <= 5).mean())
 
 
+def test_a_config_with_averaged_weights_is_tested(trained, tmp_path):
+    cfg = Config.fromfile(trained[0])
+    cfg.custom_hooks.append(dict(type='EMAHook', momentum=0.1))
+    cfg.dump(tmp_path / 'averaged.py')
+    run('tools/test.py', str(tmp_path / 'averaged.py'), str(trained[1] / 'epoch_2.pth'),
+        '--work-dir', str(tmp_path))  # fmt: skip
+    assert (tmp_path / 'test_results.json').is_file()
+
+
 def test_kill_and_resume_repeat_the_unbroken_run(trained, tmp_path):
     config, unbroken = trained
     work = tmp_path / 'work'

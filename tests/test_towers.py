@@ -504,6 +504,18 @@ class TestWeights:
         towers(model=given[0])
         assert repr(given[0]) == given[1]
 
+    @pytest.mark.parametrize(
+        'wrong',
+        [
+            dict(image_unlocked=-1), dict(text_unlocked=-1), dict(image_unlocked=True),
+            dict(mean=(127, 127, 127)), dict(std=(0, 0, 0)), dict(std=(0.5,)),
+        ],
+    )  # fmt: skip
+    def test_values_that_would_train_something_else_are_refused(self, wrong):
+        (name,) = wrong
+        with pytest.raises(ValueError, match=rf'{name} must be .*got '):
+            towers(**wrong)
+
     def test_quick_gelu_is_refused_before_any_download(self, monkeypatch):
         def no_network(*args, **kwargs):
             raise AssertionError('a download was tried')

@@ -20,7 +20,7 @@ LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 
 
 def add_common(parser: argparse.ArgumentParser) -> None:
-    """Options of both tools."""
+    """Options of train.py, test.py and extract_features.py."""
     parser.add_argument('--work-dir', help='folder for logs, checkpoints and tables')
     parser.add_argument(
         '--cfg-options',
@@ -164,13 +164,21 @@ def build_runner(cfg: Config) -> Runner | FlexibleRunner:
             f'{cfg.strategy.type} splits a model over several processes, here is one; '
             'start them with tools/dist_train.sh or tools/slurm_train.sh, or leave it out.'
         )
-    for hook in cfg.get('custom_hooks', ()):
-        if hook['type'] == 'CausalEffectHook':
-            raise SystemExit(
-                'CausalEffectHook runs the model on one process, which under a strategy holds a '
-                "part of it alone: take another selector, such as dict(type='KeepAll'), or train "
-                'without the strategy.'
-            )
+    hooks = [hook['type'] for hook in cfg.get('custom_hooks', ())]
+    if 'CausalEffectHook' in hooks:
+        raise SystemExit(
+            'CausalEffectHook runs the model on one process, which under a strategy holds a '
+            "part of it alone: take another selector, such as dict(type='KeepAll'), or train "
+            'without the strategy.'
+        )
+    pipelines = [(cfg.get(name) or {}).get('dataset', {}).get('pipeline') for name in LOADERS]
+    if 'TextFeatureCache' in hooks or 'LoadImageFeature' in [p[0]['type'] for p in pipelines if p]:
+        raise SystemExit(
+            'Features are cached by running a trunk on each process alone, which under a strategy '
+            "holds a part of it: leave dict(type='TextFeatureCache') out of custom_hooks and load "
+            'pixels with LoadProductImage, or train without the strategy, which frozen towers do '
+            'not need.'
+        )
     return FlexibleRunner.from_cfg(cfg)
 
 
@@ -181,6 +189,9 @@ def checkpoint_path(cfg: Config, checkpoint: str) -> Path | None:
     path = Path(checkpoint)
     if not path.is_file():
         raise SystemExit(f'checkpoint {path} does not exist.')
+    # Its weights are the averaged ones already; the hook would look for those it trained.
+    hooks = cfg.get('custom_hooks') or ()
+    cfg.custom_hooks = [h for h in hooks if h['type'].rpartition('.')[2] != 'EMAHook']
     if 'towers' in cfg.model:
         # The checkpoint holds all weights: where they came from need not exist any more.
         cfg.model.towers.pretrained = cfg.model.towers.image_weights = None

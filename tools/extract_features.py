@@ -8,7 +8,6 @@ folder as they read a dump of tools/test.py, with the same numbers in it.
 import argparse
 import hashlib
 import json
-import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -68,10 +67,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     if is_main_process():
         try:
             todo = [open_folder(args, runner, model)]
-        except SystemExit as error:  # the other processes would wait for ever
+        except (Exception, SystemExit) as error:  # the other processes would wait for ever
             todo = [error]
     broadcast_object_list(todo)
-    if isinstance(todo[0], SystemExit):
+    if isinstance(todo[0], BaseException):
         raise todo[0]
     rank, world = get_dist_info()
     embed(runner, args, todo[0][rank::world])
@@ -141,14 +140,13 @@ def digest_of_weights(model: torch.nn.Module) -> str:
 
 
 def digest_of_data(dataset, config: Mapping, texts: Mapping | None) -> str:
-    """Of how items are read, their texts, and their photos (path, size, time)."""
+    """Of how items are read, their texts, and the state of their photos."""
     digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
     for name in ('product_id', 'caption', 'text') if texts else ():
         digest.update(np.ascontiguousarray(texts[name]))
-    photos = list(dataset.images()) if hasattr(dataset, 'images') else []
-    digest.update(repr(photos).encode())
-    for file in sorted({photo[0] for photo in photos}):
-        digest.update(f'{os.stat(file).st_size} {os.stat(file).st_mtime_ns}'.encode())
+    if hasattr(dataset, 'images'):
+        state = dataset.state_of_photos(dataset.pipeline.transforms)
+        digest.update(repr((list(dataset.images()), state)).encode())
     return digest.hexdigest()[:16]
 
 

@@ -13,6 +13,7 @@ import re
 import runpy
 import shutil
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -32,6 +33,7 @@ CORES = len(os.sched_getaffinity(0))
 # The tools' imports take as long as an epoch. A server imports once and forks for each tool, which
 # CUDA does not survive.
 PROCESSES = multiprocessing.get_context('spawn' if torch.cuda.is_available() else 'forkserver')
+ASKING = threading.Lock()  # starting one asks how all are; of two who ask, one loses the exit code
 IMPORTS = [f'eiclip_mm.{room}' for room in ('datasets', 'models', 'evaluation', 'engine')]
 
 
@@ -75,16 +77,18 @@ def run(*command: str, threads: int = CORES) -> None:
     log.parent.mkdir(parents=True, exist_ok=True)
     process = PROCESSES.Process(target=tool, args=(command, log, threads))
     with log.open('a+', encoding='utf-8') as output:
-        process.start()
+        with ASKING:
+            process.start()
         while True:
-            running = process.is_alive()  # asked first: what it wrote last is read too
+            with ASKING:
+                running = process.is_alive()  # asked first: what it wrote last is read too
             for line in output:
                 if found := SHOWN.search(line):
                     epoch, eta, loss = found.groups()
                     print(f'  {name}: epoch {epoch}, loss {loss}, remaining {eta}', flush=True)
             if not running:
                 break
-            process.join(timeout=0.5)
+            time.sleep(0.5)
     if process.exitcode:
         sys.exit(f'{command[0]} failed; the end of its output, all of it in {log}:\n{tail(log)}')
 
@@ -120,7 +124,7 @@ def report(results: dict[str, dict], seconds: float) -> None:
     for label, config in ROWS.items():
         print(f'{label}: checkpoints and logs in {work_dir(config)}/')
     print(f'causal effects: {work_dir(ROWS["EI-CLIP (row 5)"])}/causal_effects.json')
-    print(f'table: {path}, log: {LOG}; took {seconds / 60:.1f} minutes')
+    print(f'table: {path}; took {seconds / 60:.1f} minutes')
 
 
 if __name__ == '__main__':

@@ -67,9 +67,9 @@ def write_batch(samples: Iterable[Mapping], size: int) -> ProductBatch:
 
     Returns:
         ``image``, (B, 3, height, width) uint8, channels last in memory, or (B, F) float32;
-        ``text``, (B, L') int64, cut to the longest text, rounded up to a multiple of 8, or (B, F)
-        float32; ``entity_ids``, (B, K, M) int64; the ids, (B,) int64. In a worker of a loader the
-        images lie in shared memory.
+        ``text``, (B, L') int64, cut to the longest text, rounded up to a multiple of 8, at most L,
+        or (B, F) float32; ``entity_ids``, (B, K, M) int64; the ids, (B,) int64. In a worker of a
+        loader the images lie in shared memory.
 
     Raises:
         ValueError: photos of one batch differ in size.

@@ -40,6 +40,12 @@ class PackedPhotos:
     def __reduce__(self):
         return PackedPhotos, (self.folder,)  # map the files anew in each process
 
+    @property
+    def state(self) -> list[tuple[str, int, int]]:
+        """Name, size and time of each index: a pack that changed, or was made anew, has others."""
+        stats = [(pack.index.name, pack.index.stat()) for pack in self.packs]
+        return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
+
     def get(self, image: Mapping) -> np.ndarray | None:
         """(height, width, 3) uint8, a read-only view of the file; None if no pack has the photo."""
         path = image['h5_path'] if 'h5_path' in image else image['img_path']
@@ -64,7 +70,7 @@ class Pack:
         self.index = Path(index)
         self.data = self.index.with_suffix('.photos')
         self.head, photos, end = read_index(self.index)
-        if end is None or end.get('photos') != len(photos):
+        if end is None or not photos or end.get('photos') != len(photos):
             raise ValueError(f'{self.index} is cut off: its end is missing. {REMEDY}')
         # Arrays, not lists: forked workers share them without copying.
         self._shapes = np.array([(height, width, 3) for _, _, height, width, _ in photos])
@@ -89,8 +95,9 @@ class Pack:
         """Number of the photo of this source (and HDF5 row); None if it is not here."""
         if row is None:
             return self._files.get(name)
-        numbers = self._rows.get(name, ())
-        return int(numbers[row]) if row < len(numbers) and numbers[row] >= 0 else None
+        rows, numbers = self._rows.get(name, ((), ()))
+        i = int(np.searchsorted(rows, row))
+        return int(numbers[i]) if i < len(rows) and rows[i] == row else None
 
     def damaged(self) -> list[str]:
         """Names of the photos whose pixels are not those that were packed; reads them all."""
@@ -118,10 +125,13 @@ class Pack:
                 )
 
 
-def _numbers(photos: list[list], name: str) -> np.ndarray:
-    """For each row of an HDF5 file the number of its photo, -1 for none."""
-    found = {row: i for i, (source, row, *_) in enumerate(photos) if source == name}
-    return np.array([found.get(row, -1) for row in range(max(found, default=-1) + 1)])
+def _numbers(photos: list[list], name: str) -> tuple[np.ndarray, np.ndarray]:
+    """The rows of an HDF5 file that are here, in order, and the numbers of their photos."""
+    found = sorted(
+        (row, i) for i, (source, row, *_) in enumerate(photos) if source == name and row is not None
+    )
+    rows, numbers = np.array(found, dtype=np.int64).reshape(-1, 2).T
+    return rows, numbers
 
 
 class PackWriter:
@@ -174,8 +184,14 @@ class PackWriter:
         size = sum(3 * height * width for _, _, height, width, _ in photos)
         if os.fstat(self._data.fileno()).st_size < size:
             raise ValueError(f'the photos beside {here} are cut off. {REMEDY}')
-        write_lines(self.part, [json.dumps(line) for line in (self.head, *photos)], 'w')
+        # Whole or not at all: a part of it would make the next run forget photos readers know of.
+        temporary = self.part.with_suffix('.tmp')
+        write_lines(temporary, [json.dumps(line) for line in (self.head, *photos)], 'w')
+        os.replace(temporary, self.part)
         return {(name, row) for name, row, *_ in photos}, size
+
+    def __len__(self) -> int:
+        return len(self._done)
 
     def __contains__(self, image: Mapping) -> bool:
         return self._key(image) in self._done
@@ -236,13 +252,30 @@ def read_index(path: Path) -> tuple[dict | None, list[list], dict | None]:
     Raises:
         ValueError: it is no index, or one of another version.
     """
-    lines = path.read_text(encoding='utf-8').split('\n')[:-1]  # a line without its end is torn
     try:
+        lines = path.read_text(encoding='utf-8').split('\n')[:-1]  # a line without its end is torn
         head, *rest = json.loads(f'[{",".join(lines)}]') or [None]
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f'{path} is damaged: {error}. {REMEDY}') from error
     if head is not None and (not isinstance(head, dict) or head.get('format') != FORMAT):
         got = head.get('format') if isinstance(head, dict) else type(head).__name__
         raise ValueError(f'{path} is of format {got!r}, expected {FORMAT!r}. {REMEDY}')
+    if head is not None and not isinstance(head.get('sources'), dict):
+        raise ValueError(f'{path} is damaged: its head names no sources. {REMEDY}')
     end = rest.pop() if rest and isinstance(rest[-1], dict) else None
+    for number, line in enumerate(rest, 2):
+        if not _is_photo(line):
+            raise ValueError(
+                f'{path} is damaged: line {number} is no photo: {line!r:.80}. {REMEDY}'
+            )
     return head, rest, end
+
+
+def _is_photo(line: object) -> bool:
+    """Whether it is [source, row or null, height, width, CRC-32]."""
+    if not isinstance(line, list) or len(line) != 5 or not isinstance(line[0], str):
+        return False
+    _, row, height, width, crc = line
+    if not all(type(n) is int for n in (height, width, crc, 0 if row is None else row)):
+        return False
+    return (row is None or 0 <= row < 2**40) and 0 < height < 2**16 and 0 < width < 2**16

@@ -1,7 +1,8 @@
 """What every product data set shares: items, views, folds of train and seeded randomness."""
 
 import hashlib
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,9 @@ from mmengine.dataset import BaseDataset, Compose
 from eiclip_mm.registry import TOKENIZER
 
 from .batches import PackProduct, write_batch
+from .encoded import EncodedTexts
 from .labels import text_card, text_table
 from .sampler import kept_generators, seed_generators
-from .tokenizer import EncodedTexts
 
 VIEWS = ('random', 'first', 'all')
 FOLDS = ('all', 'fit', 'select')
@@ -171,6 +172,19 @@ class ProductDataset(BaseDataset):
             for image in data.get('images', [data]):
                 found[image_key(image)] = image
         return found
+
+    def state_of_photos(self, transforms: Iterable) -> list:
+        """What changes when the photos do: path, size and time of their files, packs or features.
+
+        Args:
+            transforms: those that load them; what has a ``state`` adds it.
+        """
+        files = sorted({key[0] for key in self.images()})
+        stats = [(f, os.stat(f)) for f in files if os.path.isfile(f)]  # what is packed may be gone
+        states = [getattr(transform, 'state', None) for transform in transforms]
+        return [(file, stat.st_size, stat.st_mtime_ns) for file, stat in stats] + [
+            state for state in states if state is not None
+        ]
 
     def set_epoch(self, epoch: int) -> None:
         """Fix what random views and transforms draw; called by :class:`ProductSampler`.

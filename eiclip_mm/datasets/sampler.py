@@ -23,6 +23,11 @@ class ProductSampler(DefaultSampler):
     def set_epoch(self, epoch: int) -> None:
         """Called by mmengine's ``DistSamplerSeedHook`` before each training epoch."""
         super().set_epoch(epoch)
+        if not hasattr(self.dataset, 'set_epoch'):
+            raise ValueError(
+                f'ProductSampler needs a ProductDataset, got {type(self.dataset).__name__}: give '
+                'the data set as it is, or use DefaultSampler.'
+            )
         self.dataset.set_epoch(epoch)
 
 

@@ -10,6 +10,7 @@ from hashlib import blake2b
 from pathlib import Path
 
 import numpy as np
+from mmengine.dist import is_main_process
 from tqdm import tqdm
 
 from eiclip_mm.registry import TOKENIZER
@@ -128,7 +129,8 @@ class EntityTokenizer:
         row = [keys.setdefault(self._key(*pair), len(keys)) for pair in pairs]
         distinct = list(keys)
         starts = range(0, max(len(distinct), 1), CHUNK)
-        bar = tqdm(starts, unit=' texts', unit_scale=CHUNK, disable=len(distinct) <= SILENT)
+        silent = len(distinct) <= SILENT or not is_main_process()
+        bar = tqdm(starts, unit=' texts', unit_scale=CHUNK, disable=silent)
         parts = [self._encode_keys(distinct[start : start + CHUNK]) for start in bar]
         return EncodedTexts.joined(parts, row)
 

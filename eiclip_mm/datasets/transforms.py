@@ -29,16 +29,23 @@ class LoadProductImage(BaseTransform):
     Args:
         packed: folder of packs that ``tools/dataset_converters/pack_images.py`` wrote. Photos that
             no pack holds are read from their sources, all of them where there is no such folder.
+        in_order: whether rows will be asked for in order. Then HDF5 chunks of many photos are kept
+            in memory, two rows of them, and each is decoded once.
     """
 
-    def __init__(self, packed: str | None = None):
+    def __init__(self, packed: str | None = None, in_order: bool = False):
         packs = PackedPhotos(packed) if packed is not None else None
         self.packed = packs if packs is not None and packs.packs else None
-        self._warned = False
+        self._in_order, self._warned = in_order, False
         self._handles: dict[tuple[int, str], h5py.Dataset] = {}
 
     def __getstate__(self):
         return dict(self.__dict__, _handles={})  # open files cannot be pickled
+
+    @property
+    def state(self) -> list | None:
+        """See :attr:`PackedPhotos.state`; None where nothing is packed."""
+        return self.packed.state if self.packed is not None else None
 
     def transform(self, results: dict) -> dict:
         """See the class.
@@ -67,7 +74,7 @@ class LoadProductImage(BaseTransform):
     def _read_row(self, path: str, row: int) -> np.ndarray:
         key = (os.getpid(), path)
         if key not in self._handles:
-            self._handles[key] = open_photos(path)
+            self._handles[key] = open_photos(path, self._in_order)
         try:
             return self._handles[key][row]
         except (OSError, ValueError, IndexError) as error:
@@ -85,20 +92,27 @@ class LoadProductImage(BaseTransform):
             raise ValueError(f'{path} is not an image that can be decoded: {error}') from error
 
 
-def open_photos(path: str) -> h5py.Dataset:
-    """The photos of a Fashion-Gen file; warns if each is spread over chunks of many photos."""
+def open_photos(path: str, in_order: bool = False) -> h5py.Dataset:
+    """The photos of a Fashion-Gen file, whose chunks may hold many photos each.
+
+    Whoever reads rows in order gets a cache with room for two rows of chunks, whoever does not, a
+    warning: the cache, of gigabytes for h5py's automatic chunks, would seldom hold the next photo.
+    """
     file = h5py.File(path, 'r')
     photos = file['input_image']
     together = photos.chunks[0] if photos.chunks else 1
     if together == 1:
         return photos
-    _warn(
-        f'{path}: photos lie in chunks of {together}, so that reading one decodes {together}; '
-        f'{PACK} writes them one by one.'
-    )
-    # Room for one row of chunks: whoever reads rows in order decodes each chunk once.
+    if not in_order:
+        _warn(
+            f'{path}: photos lie in chunks of {together}, so that reading one decodes {together}; '
+            f'{PACK} writes them one by one.'
+        )
+        return photos
+    room = together * math.prod(photos.shape[1:]) * 2
+    del photos  # HDF5 does not change the cache of what is open
     access = h5py.h5p.create(h5py.h5p.DATASET_ACCESS)
-    access.set_chunk_cache(100_003, together * math.prod(photos.shape[1:]) * 2, 0.75)
+    access.set_chunk_cache(100_003, room, 0.75)
     return h5py.Dataset(h5py.h5d.open(file.id, b'input_image', access))
 
 
@@ -132,6 +146,11 @@ class LoadImageFeature(BaseTransform):
     def use(self, path: str, rows: dict[tuple, int]) -> None:
         """Take features from the ``.npy`` file at ``path``; ``rows`` maps photo to row."""
         self._path, self._rows, self._features = path, rows, None
+
+    @property
+    def state(self) -> str | None:
+        """Path of the features, whose name tells of the photos."""
+        return self._path
 
     @property
     def ready(self) -> bool:

@@ -5,11 +5,11 @@ CE-Selector and EA-Learner train from its features.
 """
 
 import hashlib
-import os
 import random
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from eiclip_mm.registry import HOOKS, TRANSFORMS
 
+from . import feature_files
 from .hooks import unwrapped
 
 
@@ -60,6 +61,12 @@ class FeatureCache(Hook):
         self._fill(runner, runner.test_dataloader)
 
     def _fill(self, runner: Runner, loader: DataLoader) -> None:
+        if not hasattr(loader.dataset, 'pipeline'):
+            raise ValueError(
+                f'{type(self).__name__} does not support wrappers of data sets, such as '
+                f'{type(loader.dataset).__name__}: give the data set itself, or leave the hook out '
+                'of custom_hooks.'
+            )
         self.fill(unwrapped(runner.model).towers, loader.dataset, loader.num_workers)
 
     def fill(self, towers: nn.Module, dataset: Dataset, workers: int = 0) -> None:
@@ -80,15 +87,17 @@ class FeatureCache(Hook):
         parts = [folder / f'{rows.start}.npy' for rows in chunks]
         rank, world = get_dist_info()
         mine = list(zip(parts, chunks, strict=True))[rank::world]
-        missing = {part: rows for part, rows in mine if not part.is_file()}
         if not path.is_file():
+            missing = {part: rows for part, rows in mine if feature_files.damage(part, len(rows))}
             self._compute(path, missing, towers, compute)
         barrier()  # all parts are there
         if is_main_process():
             if not path.is_file():
-                _join(parts, path, count)
+                feature_files.join(parts, path, count)
             shutil.rmtree(folder, ignore_errors=True)
         barrier()
+        if damage := feature_files.damage(path, count):
+            raise ValueError(f'the features in {path} are damaged: {damage}. Delete it.')
         return path
 
     @torch.no_grad()
@@ -103,11 +112,7 @@ class FeatureCache(Hook):
                 if path.is_file():  # a run beside this one was faster
                     break
                 features = compute(rows, bar)
-                part.parent.mkdir(parents=True, exist_ok=True)
-                temporary = part.with_suffix(f'.{os.getpid()}')
-                with open(temporary, 'wb') as file:
-                    np.save(file, features)
-                temporary.rename(part)
+                feature_files.write(part, path, partial(np.save, arr=features))
         towers.train(training)
 
 
@@ -117,8 +122,8 @@ class ImageFeatureCache(FeatureCache):
 
     Serves the data sets whose pipeline begins with ``LoadImageFeature``. The name hashes the
     trunk and its weights, mean and std of the pixels, the loading pipeline and the photos (path,
-    size, time). A pipeline that draws, such as random crops, is refused: no one feature is a
-    photo's then.
+    size, time; of packs, too). A pipeline that draws, such as random crops, is refused: no one
+    feature is a photo's then.
     """
 
     def fill(self, towers: nn.Module, dataset: Dataset, workers: int = 0) -> None:
@@ -134,10 +139,10 @@ class ImageFeatureCache(FeatureCache):
             )
         images = dataset.images()
         photos = _Photos(list(images.values()), transform.pipeline)
-        tensors = [*trunk.state_dict().values(), towers.mean, towers.std]
-        files = sorted({key[0] for key in images})
-        stats = [(os.stat(f).st_size, os.stat(f).st_mtime_ns) for f in files]
-        digest = _digest(tensors, repr(trunk), transform.pipeline, list(images), stats)
+        tensors = [*trunk.parameters(), *trunk.buffers(), towers.mean, towers.std]
+        state = dataset.state_of_photos(photos.pipeline)
+        described = (repr(trunk), _settings(trunk), transform.pipeline, list(images), state)
+        digest = _digest(tensors, *described)
 
         def compute(rows: range, bar: tqdm) -> np.ndarray:
             # convolutions run half again as fast so, and a frozen trunk does not mind
@@ -210,7 +215,9 @@ class TextFeatureCache(FeatureCache):
                 'custom_hooks.'
             )
         tokens, length = encoded.text, encoded.length
-        tensors = [*trunk.state_dict().values(), torch.from_numpy(np.ascontiguousarray(tokens))]
+        # a causal mask is a buffer that state_dict leaves out
+        tensors = [*trunk.parameters(), *trunk.buffers()]
+        tensors.append(torch.from_numpy(np.ascontiguousarray(tokens)))
         digest = _digest(tensors, repr(trunk), _settings(trunk), tokens.shape)
 
         def compute(rows: range, bar: tqdm) -> np.ndarray:
@@ -226,21 +233,6 @@ class TextFeatureCache(FeatureCache):
         path = self._file(digest, len(tokens), towers, compute)
         # mode c: torch wants arrays that it may write to, and what it writes never meets the file
         dataset.encoded = replace(encoded, text=np.load(path, mmap_mode='c'))
-
-
-def _join(parts: list[Path], path: Path, count: int) -> None:
-    """One file of all parts, unless a run beside this one joins them first."""
-    try:
-        arrays = [np.load(part, mmap_mode='r') for part in parts]
-        temporary = parts[0].with_suffix(f'.{os.getpid()}')
-        shape = (count, arrays[0].shape[1])
-        whole = np.lib.format.open_memmap(temporary, 'w+', np.float32, shape)
-        np.concatenate(arrays, out=whole)
-        whole.flush()
-        temporary.rename(path)
-    except FileNotFoundError:
-        if not path.is_file():
-            raise
 
 
 def _settings(module: nn.Module) -> list:

@@ -86,7 +86,8 @@ class CausalEffectHook(Hook):
         if self.begin >= runner.max_epochs:
             raise ValueError(
                 f'CausalEffectHook chooses before epoch {self.begin}, counted from 0, but training '
-                f'ends after {runner.max_epochs}: lower begin or train longer.'
+                f'ends after {runner.max_epochs}: lower begin (two epochs need begin=1), train '
+                "longer, or keep all entities, selector=dict(type='KeepAll'), without the hook."
             )
         selector = getattr(unwrapped(runner.model), 'selector', None)
         if not hasattr(selector, 'choose'):

@@ -73,7 +73,9 @@ class TowerLrConstructor(DefaultOptimWrapperConstructor):
                 continue
             prefix = max((p for p in lr_mult if name.startswith(p)), key=len, default=None)
             factor = lr_mult.get(prefix, 1.0) * by_layer.get(name, 1.0)
-            decays = parameter.ndim >= 2 and id(parameter) not in tables
+            # under FSDP a parameter is a flat piece of itself
+            ndim = getattr(parameter, 'full_ndim', parameter.ndim)
+            decays = ndim >= 2 and id(parameter) not in tables
             decays = decays and not name.endswith(self.EMBEDDINGS)
             groups.setdefault((factor, decays), []).append(parameter)
         for (factor, decays), members in groups.items():
@@ -88,6 +90,11 @@ class TowerLrConstructor(DefaultOptimWrapperConstructor):
 
 def layer_factors(module: nn.Module, layer_decay: Mapping[str, float]) -> dict[str, float]:
     """Factors of the learning rate by parameter, of :class:`TowerLrConstructor`'s layer_decay."""
+    if not isinstance(layer_decay, Mapping):
+        raise ValueError(
+            f"layer_decay must be a dict such as {{'towers.clip': 0.9}}, got {layer_decay!r}; "
+            'write it into a config file.'
+        )
     factors = {}
     for prefix in sorted(layer_decay, key=len):  # the longest is written last
         if not 0 < (decay := layer_decay[prefix]) <= 1:

@@ -82,6 +82,8 @@ class FullySharded(MMFullyShardedDataParallel):
         if not kinds:
             have = sorted({type(m).__name__ for m in module.modules()})
             raise ValueError(f'the model has no module of the classes {blocks}; it has {have}')
+        for parameter in module.parameters():
+            parameter.full_ndim = parameter.ndim  # for TowerLrConstructor: matrices decay
         scalars = [p for p in module.parameters() if p.ndim == 0]
         cuda = torch.cuda.is_available()
         super().__init__(

@@ -2,7 +2,8 @@
 
 import json
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from tokenize import TokenError
 from typing import BinaryIO
@@ -13,6 +14,7 @@ from numpy.lib.npyio import NpzFile
 
 VECTORS = ('image', 'product')
 SHARDS = 'shards.json'  # in a folder of shards: how many there are, and what they are of
+KEYS = (('image_product_id', 'image_view'), ('product_id', 'product_caption'))
 LABEL = 'label.'  # label.brand is the array of the label brand
 FORMATS = 'a .npz file, or a folder of .npy files or of image.parquet and product.parquet'
 # what numpy raises, depending on where in a file the damage is
@@ -83,36 +85,98 @@ def shard_name(number: int) -> str:
 def _read_shards(path: Path) -> dict[str, np.ndarray]:
     """The arrays of all shards as of one dump: each view and each caption once, in order of ids.
 
-    A product on the border of two shards may be in both; the first counts.
+    A product on the border of two shards may be in both; the first counts. The result is in memory
+    whole; of the parts, one at a time.
     """
     about = json.loads((path / SHARDS).read_text(encoding='utf-8'))
-    folders = [path / shard_name(i) for i in range(about['shards'])]
-    lost = [folder.name for folder in folders if not folder.is_dir()]
-    if lost:
-        raise ValueError(
-            f'{len(lost)} of its {len(folders)} shards are missing, e.g. {lost[:3]}; the same '
-            'call of tools/extract_features.py again goes on where it was'
-        )
-    parts = [read_folder(folder) for folder in folders]
+    folders = _shards(path, about)
+    outlines = [_outline(folder) for folder in folders]
+    _check_outlines(folders, outlines)
     arrays = dict(card=np.array(json.dumps(about['card'], ensure_ascii=False)))
-    for keys in (('image_product_id', 'image_view'), ('product_id', 'product_caption')):
-        pairs = np.stack([np.concatenate([part[key] for part in parts]) for key in keys], 1)
-        rows = np.unique(pairs, axis=0, return_index=True)[1]
-        own = [name for name in parts[0] if name.startswith('image') == keys[0].startswith('image')]
-        arrays |= {name: _gathered([part[name] for part in parts], rows) for name in own}
+    sides = []
+    for keys in KEYS:
+        ids = [np.stack([part[key] for key in keys], 1) for part in outlines]
+        own = [n for n in outlines[0] if n.startswith('image') == keys[0].startswith('image')]
+        sides.append((own, chosen := _chosen_rows(ids)))
+        count = sum(len(rows) for rows, _ in chosen)
+        for name in own:
+            like = [part[name] for part in outlines]
+            arrays[name] = np.empty((count, *like[0].shape[1:]), np.result_type(*like))
+    for i, folder in enumerate(folders):
+        _copy_shard(folder, arrays, [(own, *chosen[i]) for own, chosen in sides])
     return arrays
 
 
-def _gathered(parts: Sequence[np.ndarray], rows: np.ndarray) -> np.ndarray:
-    """Rows of the concatenated parts, read part by part: mapped files are never in memory whole."""
-    found = np.empty((len(rows), *parts[0].shape[1:]), np.result_type(*parts))
+def _shards(path: Path, about: Mapping) -> list[Path]:
+    """The folders of all shards; a :class:`ValueError` if some are missing or too many."""
+    items, size, count = (about[name] for name in ('items', 'shard_size', 'shards'))
+    whole = all(type(number) is int and number > 0 for number in (items, size, count))
+    if not whole or count != -(-items // size):
+        raise ValueError(
+            f'{SHARDS} says {items!r} items in {count!r} shards of {size!r}; expected integers '
+            'from 1, and as many shards as hold the items. Write the folder anew'
+        )
+    found = {p.name for p in path.glob('shard-*') if p.is_dir() and p.suffix != '.tmp'}
+    if len(found) < count:  # which may be beyond all counting
+        lost = list(islice((n for n in map(shard_name, range(count)) if n not in found), 3))
+        raise ValueError(
+            f'{count - len(found)} of its {count} shards are missing, e.g. {lost}; the same '
+            'call of tools/extract_features.py again goes on where it was'
+        )
+    folders = [path / shard_name(i) for i in range(count)]
+    more = sorted(found - {folder.name for folder in folders})
+    if more:
+        raise ValueError(f'{SHARDS} says {count} shards, but there are also e.g. {more[:3]}')
+    return folders
+
+
+def _check_outlines(folders: Sequence[Path], outlines: Sequence[Mapping]) -> None:
+    """Refuse arrays of other widths, which numpy may spread in silence, and copies."""
+    seen = {}
+    for folder, part in zip(folders, outlines, strict=True):
+        shapes = [{n: a.shape[1:] for n, a in one.items()} for one in (part, outlines[0])]
+        if shapes[0] != shapes[1]:
+            raise ValueError(
+                f'{folder.name} has rows of {shapes[0]}, {folders[0].name} of {shapes[1]}'
+            )
+        # items differ in view or caption, so two shards may share views or captions, not both
+        ids = tuple(hash(part[key].tobytes()) for keys in KEYS for key in keys)
+        other = seen.setdefault(ids, folder)
+        if other != folder:
+            raise ValueError(
+                f'{folder.name} has the ids of {other.name}, so one is a copy; delete both, and '
+                'the same call of tools/extract_features.py again writes them anew'
+            )
+
+
+def _outline(folder: Path) -> dict[str, np.ndarray]:
+    """A shard's ids, and empty arrays that have the type and the width of its others."""
+    ids = [name for keys in KEYS for name in keys]
+    part = read_folder(folder)
+    for image in (True, False):
+        rows = {n: a.shape[:1] for n, a in part.items() if n.startswith('image') == image}
+        if len(set(rows.values())) > 1:
+            raise ValueError(
+                f'arrays of {folder.name} differ in length: {rows}; delete that shard, and the '
+                'same call of tools/extract_features.py again writes it anew'
+            )
+    return {name: np.array(array if name in ids else array[:0]) for name, array in part.items()}
+
+
+def _chosen_rows(ids: Sequence[np.ndarray]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """For each shard's (rows, 2) ids: the rows that count, and their places in order of ids."""
+    rows = np.unique(np.concatenate(ids), axis=0, return_index=True)[1]
     order = rows.argsort(kind='stable')
-    starts = np.cumsum([0, *map(len, parts)])
-    cuts = np.searchsorted(rows[order], starts)
-    for part, start, first, last in zip(parts, starts, cuts, cuts[1:], strict=False):
-        places = order[first:last]
-        found[places] = part[rows[places] - start]
-    return found
+    starts = np.cumsum([0, *map(len, ids)])
+    places = np.split(order, np.searchsorted(rows[order], starts[1:-1]))
+    return [(rows[some] - start, some) for some, start in zip(places, starts, strict=False)]
+
+
+def _copy_shard(folder: Path, arrays: dict[str, np.ndarray], sides: Sequence[tuple]) -> None:
+    part = read_folder(folder)
+    for own, rows, places in sides:
+        for name in own:
+            arrays[name][places] = part[name][rows]
 
 
 def _read_parquet(path: Path) -> dict[str, np.ndarray]:

@@ -137,9 +137,9 @@ class EALearner(nn.Module):
         Returns:
             (B, D) t', not normalised.
         """
-        # Σ_b P(b | a) g(a, b) once an entity instead of once a product
-        tables = torch.cat([self.general, self.learned])  # (S, N + 1, D)
-        expected = (self._priors().T[..., None] * tables).sum(0)  # (N + 1, D)
+        # (N + 1, D): Σ_b P(b | a) g(a, b) once an entity instead of once a product
+        tables = (*self.general, *self.learned)  # S of (N + 1, D)
+        expected = sum(p[:, None] * t for p, t in zip(self._priors().T, tables, strict=True))
         mean = self.table.mean(expected, entity_ids, weights)
         return self._fuse(text, mean, entity_ids, weights)
 

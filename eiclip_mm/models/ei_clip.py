@@ -48,7 +48,7 @@ class OpenCLIP(BaseModel):
 
         Args:
             image: (B, 3, height, width) uint8, or (B, F) features of a frozen trunk.
-            text: (B, L) token ids.
+            text: (B, L') token ids, L' <= L, or (B, F) features of a frozen trunk.
             entity_ids: (B, K, M).
             mode: ``'loss'``, ``'predict'`` (a dict a product, for metrics) or ``'tensor'``.
             **ids: ``product_id, text_id, view, caption, sample_idx``, each (B,).
@@ -144,6 +144,7 @@ class EICLIP(OpenCLIP):
         self._set_general_sense()
 
     @torch.no_grad()
+    @torch.compiler.set_stance('force_eager')  # else towers are compiled for names, on the CPU
     def _set_general_sense(self) -> None:
         names = torch.from_numpy(self.tokenizer.encode_names())  # (N, L)
         self.towers.eval()

@@ -42,8 +42,8 @@ def check_micro_batch(size: int, towers: nn.Module) -> None:
     Raises:
         ValueError: says which module takes statistics over the batch.
     """
-    if size < 1:
-        raise ValueError(f'micro_batch must be at least 1, got {size}.')
+    if type(size) is not int or size < 1:
+        raise ValueError(f'micro_batch must be an integer from 1, got {size!r}.')
     for name, module in towers.named_modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             parameters = list(module.parameters())

@@ -73,8 +73,11 @@ def add_lora(
     Raises:
         ValueError: a target fits no parameter, or one that is no matrix.
     """
-    if rank < 1 or alpha <= 0:
-        raise ValueError(f'rank must be at least 1 and alpha above 0, got {rank} and {alpha}.')
+    if type(rank) is not int or rank < 1 or not 0 < alpha < math.inf:
+        raise ValueError(
+            'rank must be an integer from 1 and alpha a number above 0, got '
+            f'{rank!r} and {alpha!r}.'
+        )
     wanted = TARGETS if targets is None else tuple(targets)
     fits = {
         target: [name for name, _ in module.named_parameters() if f'.{name}'.endswith(f'.{target}')]
@@ -83,7 +86,10 @@ def add_lora(
     idle = [target for target, names in fits.items() if not names]
     if len(idle) == len(fits) or (idle and targets is not None):
         some = [name for name, p in module.named_parameters() if p.ndim == 2][:5]
-        raise ValueError(f'LoRA targets {idle} fit no parameter; matrices are {some}, ….')
+        raise ValueError(
+            f'LoRA targets {idle} fit no parameter; matrices are {some}, …. '
+            'Give targets=[...], last parts of such names.'
+        )
     names = sorted({name for found in fits.values() for name in found})
     for name in names:
         weight = module.get_parameter(name)

@@ -27,6 +27,7 @@ def trunk_module(clip: nn.Module) -> nn.Module:
     trunk = nn.Module()  # open_clip.CLIP holds its text tower flat
     for name in (*FLAT_PARTS, 'text_pool_type'):
         setattr(trunk, name, getattr(clip, name))
+    trunk.register_buffer('attn_mask', clip.attn_mask)  # None where it is not causal
     return trunk
 
 

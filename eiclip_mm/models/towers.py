@@ -44,7 +44,7 @@ class OpenCLIPTowers(BaseModule):
         text_unlocked: likewise, layers of the text tower.
         lora: settings of :func:`~eiclip_mm.models.lora.add_lora`, e.g. ``dict(rank=8, alpha=16)``:
             adapters train on towers that are frozen, unless ``..._unlocked`` says otherwise. The
-            temperature trains beside them.
+            temperature trains beside them. Added tokens stay the mean of their sub-words.
         micro_batch: while training, each tower runs over so many rows at a time, and once more for
             the gradient: the memory of a micro-batch, the loss and gradients of the whole batch.
             A tower of which any part trains runs wholly twice; a frozen one once.
@@ -86,14 +86,25 @@ class OpenCLIPTowers(BaseModule):
             self._compile('inductor' if compile is True else compile)
         preprocess = asdict(PreprocessCfg()) | open_clip.get_model_preprocess_cfg(self.clip)
         for name, given in (('mean', mean), ('std', std)):
-            value = torch.tensor(given or preprocess[name]).view(3, 1, 1)
-            self.register_buffer(name, value)  # in checkpoints: tags differ in them
+            value = torch.tensor(given or preprocess[name]).float()
+            low = 0 if name == 'mean' else 1e-6
+            if value.shape != (3,) or not low <= value.min() <= value.max() <= 1:
+                raise ValueError(
+                    f'{name} must be three numbers in [0, 1], std above 0, got {given}: pixels are '
+                    'divided by 255 first.'
+                )
+            self.register_buffer(name, value.view(3, 1, 1))  # in checkpoints: tags differ in them
 
     def _choose_what_trains(
         self, image_unlocked: int | None, text_unlocked: int | None, lora: Mapping | None
     ) -> None:
         if lora is not None:
             image_unlocked, text_unlocked = image_unlocked or 0, text_unlocked or 0
+        for name, value in (('image_unlocked', image_unlocked), ('text_unlocked', text_unlocked)):
+            if value is not None and (type(value) is not int or value < 0):
+                raise ValueError(
+                    f'{name} must be a number from 0 on, or None to train all, got {value!r}.'
+                )
         if image_unlocked is not None:
             self.clip.lock_image_tower(image_unlocked)
         if text_unlocked is not None:

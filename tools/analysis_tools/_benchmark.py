@@ -6,6 +6,7 @@ ways alike, so ratios hold where times do not.
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -43,11 +44,13 @@ def run(
         torch.set_num_threads(args.threads)
         print(DONE + json.dumps(ways[args.run](args)))
         sys.exit()
+    # mmengine's Runner would take a GPU, whatever --device says
+    environment = os.environ | (dict(CUDA_VISIBLE_DEVICES='') if args.device == 'cpu' else {})
     found = {way: [] for way in args.ways}
     for repeat in range(args.repeats):
         for way in args.ways:
             command = [sys.executable, *sys.argv, *more, '--run', way]
-            done = subprocess.run(command, capture_output=True, text=True)
+            done = subprocess.run(command, capture_output=True, text=True, env=environment)
             lines = [line for line in done.stdout.splitlines() if line.startswith(DONE)]
             if done.returncode or not lines:
                 raise SystemExit(f'{way} failed:\n{done.stderr[-2000:]}')

@@ -97,10 +97,11 @@ def measure_ours(way: str, args: argparse.Namespace) -> dict:
         cfg.model.towers.pretrained = None
         cfg.work_dir, cfg.log_level = str(Path(args.folder, 'work_dir')), 'ERROR'
         cfg.train_dataloader.dataset.fold = 'all'
-        cfg.train_cfg.update(max_epochs=args.epochs, val_interval=args.epochs + 1)
+        cfg.train_cfg.max_epochs = args.epochs
+        cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
         cfg.custom_hooks = [h for h in cfg.custom_hooks if h.type != 'CausalEffectHook']
         cfg.default_hooks.checkpoint.save_best = None
-        for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
+        for loader in (cfg.train_dataloader, cfg.test_dataloader):
             loader.update(num_workers=0, persistent_workers=False)
         runner = Runner.from_cfg(cfg)
         phases.end(PHASES[0])

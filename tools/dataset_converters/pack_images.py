@@ -1,4 +1,4 @@
-"""Write the photos of a config's data sets as plain pixels, which are read many times as fast.
+"""Write the photos of a config's data sets as plain pixels, which need no decoding.
 
 python tools/dataset_converters/pack_images.py CONFIG [--splits train test] [--size 256]
 
@@ -39,7 +39,8 @@ def main(argv: list[str] | None = None) -> None:
     cfg = Config.fromfile(args.config)
     init_default_scope('eiclip_mm')
     loaders = [cfg.get(f'{split}_dataloader') for split in args.splits]
-    datasets = {loader.dataset.ann_file: loader.dataset for loader in loaders if loader}
+    found = [loader.dataset for loader in loaders if loader]
+    datasets = {(dataset.get('data_root'), dataset.ann_file): dataset for dataset in found}
     if not datasets:
         raise SystemExit(f'{args.config} has no dataloader for {" or ".join(args.splits)}.')
     for dataset in datasets.values():
@@ -63,16 +64,18 @@ def pack(cfg: dict, out: Path | None, size: int | None) -> None:
     images = sorted(dataset.images().values(), key=lambda image: image.get('row', -1))
     if not images:
         raise SystemExit(f'{dataset.ann_file} has no photos.')
-    load, resize = LoadProductImage(), _resize(size)
+    load, resize = LoadProductImage(in_order=True), _resize(size)
     folder, name = place(dataset, out)
     try:
         writer = PackWriter(folder, name, images, size)
     except OSError as error:
         raise SystemExit(f'cannot write to {folder}: {error}. Give another --out.') from error
+    before = len(writer)
     missing = [image for image in images if image not in writer]
     try:
         for image in tqdm(missing, name, unit='photo', mininterval=1):
-            writer.add(image, resize(load(dict(image)))['img'])
+            if image not in writer:  # one file may go by two names, a.jpg and x/../a.jpg
+                writer.add(image, resize(load(dict(image)))['img'])
         writer.finish()
     except (ValueError, OSError) as error:
         raise SystemExit(
@@ -81,7 +84,7 @@ def pack(cfg: dict, out: Path | None, size: int | None) -> None:
         ) from error
     finally:
         writer.close()
-    print(f'{folder / name}.photos: {len(images)} photos, {len(missing)} of them new')
+    print(f'{folder / name}.photos: {len(writer)} photos, {len(writer) - before} of them new')
 
 
 def _resize(size: int | None):

@@ -55,7 +55,7 @@ def _drawn(rows: list[tuple[Product, int]]) -> Iterator[np.ndarray]:
     if len(rows) < 500:
         yield from (draw(*row) for row in rows)
         return
-    with multiprocessing.Pool() as pool:
+    with multiprocessing.Pool(len(os.sched_getaffinity(0))) as pool:
         yield from pool.imap(_draw, rows, chunksize=16)
 
 
