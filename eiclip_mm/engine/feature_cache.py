@@ -132,11 +132,7 @@ class ImageFeatureCache(FeatureCache):
         if getattr(transform, 'ready', True):  # only LoadImageFeature can be not ready
             return
         trunk = towers.image_trunk_module()
-        if any(p.requires_grad for p in trunk.parameters()):
-            raise ValueError(
-                'the image trunk trains, so its features cannot be cached: set '
-                'towers=dict(image_unlocked=0), or load pixels with LoadProductImage.'
-            )
+        _check_frozen(trunk, 'image', 'load pixels with LoadProductImage')
         images = dataset.images()
         photos = _Photos(list(images.values()), transform.pipeline)
         tensors = [*trunk.parameters(), *trunk.buffers(), towers.mean, towers.std]
@@ -208,12 +204,7 @@ class TextFeatureCache(FeatureCache):
         if np.issubdtype(encoded.text.dtype, np.floating):  # before every validation
             return
         trunk = towers.text_trunk_module()
-        if any(p.requires_grad for p in trunk.parameters()):
-            raise ValueError(
-                'the text trunk trains, so its features cannot be cached: set '
-                "towers=dict(text_unlocked=0), or leave dict(type='TextFeatureCache') out of "
-                'custom_hooks.'
-            )
+        _check_frozen(trunk, 'text', "leave dict(type='TextFeatureCache') out of custom_hooks")
         tokens, length = encoded.text, encoded.length
         # a causal mask is a buffer that state_dict leaves out
         tensors = [*trunk.parameters(), *trunk.buffers()]
@@ -233,6 +224,14 @@ class TextFeatureCache(FeatureCache):
         path = self._file(digest, len(tokens), towers, compute)
         # mode c: torch wants arrays that it may write to, and what it writes never meets the file
         dataset.encoded = replace(encoded, text=np.load(path, mmap_mode='c'))
+
+
+def _check_frozen(trunk: nn.Module, side: str, instead: str) -> None:
+    if any(p.requires_grad for p in trunk.parameters()):
+        raise ValueError(
+            f'the {side} trunk trains, so its features cannot be cached: set '
+            f'towers=dict({side}_unlocked=0), or {instead}.'
+        )
 
 
 def _settings(module: nn.Module) -> list:
