@@ -64,22 +64,23 @@ def linear(weight, bias, x):
     return [dot(row, x) + b for row, b in zip(weight, bias, strict=True)]
 
 
-def fuse(text, values, unknown, hidden, out):
-    """t + W_o GELU(W_1 [t; e_1; ...; e_K]) for one product.
+def fuse(text, values, unknown, hidden, out, skip):
+    """t + W_s e + W_o GELU(W_1 [t; e]) with e = [e_1; ...; e_K], for one product.
 
     e_k is the mean of u_k + w (z - u_k) over the type's known values, u_k where none is known.
 
     Args:
         values: K lists of (z, w), one for each known value of the type.
         hidden, out: (weight, bias).
+        skip: weight.
     """
-    joined = list(text)
+    entities = []
     for known, u in zip(values, unknown, strict=True):
         mixed = [[ud + w * (zd - ud) for zd, ud in zip(z, u, strict=True)] for z, w in known]
         mixed = mixed or [u]
-        joined += [sum(column) / len(mixed) for column in zip(*mixed, strict=True)]
-    change = linear(*out, [gelu(x) for x in linear(*hidden, joined)])
-    return [t + c for t, c in zip(text, change, strict=True)]
+        entities += [sum(column) / len(mixed) for column in zip(*mixed, strict=True)]
+    change = linear(*out, [gelu(x) for x in linear(*hidden, [*text, *entities])])
+    return [t + dot(w, entities) + c for t, w, c in zip(text, skip, change, strict=True)]
 
 
 def entity_loss(image, heads, tables, entity_ids):

@@ -16,6 +16,7 @@ from eiclip_mm.models import (
     GatedCESelector,
     KeepAll,
     KeepNone,
+    KeepTypes,
     causal_effects,
 )
 from eiclip_mm.models.ce_selector import EntityTable, bootstrap_interval
@@ -85,6 +86,27 @@ class TestInterface:
         assert (KeepAll(tiny.VOCAB)(TEXT, IDS) == 1).all()
         assert (KeepNone(tiny.VOCAB)(TEXT, IDS) == 0).all()
         assert KeepAll(tiny.VOCAB).penalty() is None
+
+    def test_keep_types_is_to_know_nothing_of_the_others(self):
+        first, second = tiny.VOCAB.types
+        some, everything = (
+            tiny.model(selector=selector)
+            for selector in (dict(type='KeepTypes', types=[second]), dict(type='KeepAll'))
+        )
+        data = tiny.batch(some)
+        for model in (some, everything):
+            tiny.randomised(model.learner, 0.2)
+            model.eval()
+        without = data['entity_ids'].clone()
+        without[:, tiny.VOCAB.types.index(first)] = 0
+        product = some.encode_product(data['text'], data['entity_ids'])
+        assert product.equal(everything.encode_product(data['text'], without))
+        assert not product.equal(everything.encode_product(data['text'], data['entity_ids']))
+
+    @pytest.mark.parametrize('types', [[], ['brand', 'colour']])
+    def test_keep_types_refuses(self, types):
+        with pytest.raises(ValueError, match=r"types must name some of \('brand', .*, got \("):
+            KeepTypes(tiny.VOCAB, types)
 
     def test_keep_none_is_to_know_nothing(self):
         changes = dict(learner=dict(type='EALearner', prior='learned'))

@@ -17,6 +17,7 @@ from eiclip_mm.datasets import synthetic
 from eiclip_mm.datasets.synthetic import (
     BRANDS,
     FILES,
+    LINKED,
     SENSES,
     TRAIN,
     UNSEEN,
@@ -30,6 +31,7 @@ from eiclip_mm.datasets.synthetic import (
 )
 from eiclip_mm.datasets.synthetic.files import _drawn
 
+DRAWN = tuple(name for name in FILES if name not in LINKED)  # tests/test_synthetic_planted.py
 SIZES = dict(num_train=46, num_validation=80, num_general=20, seed=0)
 STRINGS = 'brand category composition concat_description department description gender name pose'
 STRINGS = [f'input_{key}' for key in (*STRINGS.split(), 'season', 'subcategory')]
@@ -45,8 +47,8 @@ def folder(tmp_path_factory) -> Path:
 @pytest.fixture(scope='module')
 def splits(folder) -> dict[str, dict[str, np.ndarray]]:
     arrays = {}
-    for name, file_name in FILES.items():
-        with h5py.File(folder / file_name) as file:
+    for name in DRAWN:
+        with h5py.File(folder / FILES[name]) as file:
             arrays[name] = {key: file[key][()] for key in file}
     return arrays
 
@@ -68,7 +70,7 @@ def test_many_photos_are_drawn_on_all_cores_as_one_by_one():
         np.testing.assert_array_equal(drawn[i], draw(*rows[i]))
 
 
-@pytest.mark.parametrize('name', FILES)
+@pytest.mark.parametrize('name', DRAWN)
 def test_format(splits, folder, name):
     split = splits[name]
     n = len(split['index_2'])
@@ -225,12 +227,14 @@ def test_truth(folder, splits):
     truth = json.loads((folder / 'truth.json').read_text(encoding='utf-8'))
     assert truth == write_mini_fashiongen(folder, **SIZES, progress=False)
     assert truth['arguments'] == SIZES
+    assert list(truth['files']) == list(FILES.values())
     for name, file_name in FILES.items():
-        count = truth['files'][file_name]
-        assert count['rows'] == len(splits[name]['index'])
-        assert count['products'] == SIZES[f'num_{name}']
+        count, source = truth['files'][file_name], LINKED.get(name, name)
+        assert count['rows'] == len(splits[source]['index'])
+        assert count['products'] == SIZES[f'num_{source}']
     assert truth['types']['brand']['role'] == 'confounder'
-    assert truth['types']['season']['role'] == 'useless'
+    assert truth['types']['season']['role'] == truth['types']['label']['role'] == 'useless'
+    assert truth['types']['code']['role'] == 'harmful'
     assert set(truth['brands']) == set(BRANDS)
     assert [name for name, brand in truth['brands'].items() if brand['unseen']] == list(UNSEEN)
     assert truth['brands']['Golden Goose']['everyday'] == 'golden goose'

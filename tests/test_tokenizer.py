@@ -358,6 +358,36 @@ def test_tags():
     assert tokenizer(tags='given', fields=fields)(text, tags).composed.startswith('Nike a')
 
 
+def test_types_that_are_always_read_from_the_text():
+    """Metadata give the brand; the material is read from the text, whatever the tags."""
+    text = {'description': 'Nike tee of cotton and virgin wool'}
+    for tags, brand in (('given', 'Diesel'), ('text', 'Nike')):
+        own = tokenizer(tags=tags, text_types=('composition',))
+        for tagged in ({'brand': ['Diesel'], 'composition': ['silk']}, {'brand': ['Diesel']}):
+            ids = own(text, tagged).entity_ids
+            assert ids[BRAND].tolist() == [VOCAB.id('brand', brand), 0, 0, 0]
+            cotton, wool = (VOCAB.id('composition', name) for name in ('cotton', 'virgin wool'))
+            assert ids[COMPOSITION].tolist() == [cotton, wool, 0, 0]
+            assert own.encode_all([(text, tagged)]).entity_ids[0].tolist() == ids.tolist()
+    assert own.reading['text_types'] == ['composition']
+    assert 'text_types' not in tokenizer().reading  # older checkpoints do not say it
+    with pytest.raises(ValueError, match=r"text_types \['season'\] are not in the voc.*--keywords"):
+        tokenizer(text_types=('season',))
+
+
+def test_patterns():
+    """A pattern is left out where a product has no value for it."""
+    fields = ('a {composition} thing', 'by {brand}:', 'description', '{brand}')
+    own = tokenizer(fields=fields)
+    assert own.compose({'description': 'tee'}, {}) == 'tee'
+    tagged = {'brand': ['{brand}'], 'composition': ['silk', 'cotton']}
+    assert (
+        own.compose({'description': 'tee'}, tagged) == 'a silk cotton thing by {brand}: tee {brand}'
+    )
+    with pytest.raises(KeyError, match="'season' is neither a text field"):
+        tokenizer(fields=('of {season}',)).compose({'description': 'tee'}, {})
+
+
 def test_no_types():
     encoded = EntityTokenizer(ARCHITECTURE, EntityVocab({}, {}), ('description',))(
         {'description': 'a Diesel tee'}, {'brand': ['Diesel']}

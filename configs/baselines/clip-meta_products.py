@@ -1,15 +1,14 @@
 """CLIP fine-tuned on metadata and description as one text, Fashion Product Images: row 3.
 
 Run     python tools/train.py configs/baselines/clip-meta_products.py
-Parent  eiclip_products.py; differs in model (no selector, no learner, no causal effects)
+Parent  clip_products.py; differs in tokenizer.fields
 """
 
-_base_ = '../eiclip_products.py'
-model = dict(
-    _delete_=True,
-    type='OpenCLIP',
-    towers=_base_.model.towers,
-    tokenizer=_base_.model.tokenizer,
-    loss=_base_.model.loss,
+_base_ = 'clip_products.py'
+with_metadata = dict(
+    tokenizer=dict(fields=('brand', 'article_type', 'colour', 'usage', 'description'))
 )
-custom_hooks = _base_.custom_hooks[:-1]
+model = with_metadata
+train_dataloader = dict(dataset=with_metadata)
+val_dataloader = dict(dataset=with_metadata)
+test_dataloader = dict(dataset=with_metadata)

@@ -21,6 +21,7 @@ TEXT_FIELDS = ('description', 'name', 'concat_description')
 ENTITY_TYPES = (
     'brand', 'category', 'composition', 'department', 'gender', 'season', 'subcategory',
 )  # fmt: skip
+PLANTED_TYPES = ('label', 'code')  # in planted_*.h5 of the mini Fashion-Gen alone
 
 
 # A name ends at a sign, at the next percentage, or before the word of the next part ("Lining:").
@@ -128,7 +129,7 @@ class FashionGen(ProductDataset):
         **kwargs,
     ):
         for name, chosen, allowed in (
-            ('entity_types', entity_types, ENTITY_TYPES),
+            ('entity_types', entity_types, ENTITY_TYPES + PLANTED_TYPES),
             ('text_fields', text_fields, TEXT_FIELDS),
         ):
             unknown = [value for value in chosen if value not in allowed]
@@ -140,6 +141,14 @@ class FashionGen(ProductDataset):
     def load_records(self) -> list[dict]:
         """Read every column but the pixels; one record a product, in order of first row."""
         with open_fashiongen(self.ann_file) as file:
+            missing = [t for t in self.entity_types if f'input_{t}' not in file]
+            if missing:
+                raise ValueError(
+                    f'{self.ann_file} has no entity types {missing}: Fashion-Gen lacks them, they '
+                    'are planted in planted_train.h5 and planted_validation.h5, which '
+                    'tools/dataset_converters/make_mini_fashiongen.py writes. Give one of these '
+                    f'as ann_file, or choose entity_types from {ENTITY_TYPES}.'
+                )
             ids = file['input_productID'][...].reshape(-1).tolist()
             texts = {f: read_strings(file, f'input_{f}') for f in self.text_fields}
             entities = {t: read_strings(file, f'input_{t}') for t in self.entity_types}

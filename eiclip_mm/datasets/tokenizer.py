@@ -4,6 +4,7 @@ Source: ours, on the paper's motive: sub-word tokens intertwine entities ("Canad
 Goose"), and the language part should be entity-aware. How it is done is our reconstruction.
 """
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from hashlib import blake2b
@@ -23,6 +24,7 @@ from .subwords import SubWords
 MENTION = ('keep', 'cut', 'token')
 TAGS = ('given', 'text')
 CHUNK = 4096  # texts that encode_all encodes at a time
+_NAMES = re.compile(r'{(\w+)}')
 SILENT = 100_000  # texts that take no progress bar
 
 
@@ -50,11 +52,14 @@ class EntityTokenizer:
             without entities, as CLIP itself.
         fields: what the text is made of, in order: text fields of the data set and entity
             types. ``('description',)`` is row 2 of the poster's table; metadata in front,
-            ``('composition', 'subcategory', 'brand', 'season', 'description')``, row 3.
+            ``('composition', 'subcategory', 'brand', 'season', 'description')``, row 3. A pattern
+            such as ``'by {brand}.'`` is left out where a product has no value.
         mention: see above.
         mention_types: entity types whose names are looked for in the text; all by default.
         tags: ``'given'``, entities come from the metadata, or from the text where a product has
             no metadata at all; ``'text'``, metadata is ignored, as with a shopper's query.
+        text_types: entity types that are always read from the text, whatever the tags: those that
+            no metadata give, such as the keywords of ``build_entities.py --keywords``.
         max_values: values M of one entity type that are kept; further ones are left out.
         context_length: tokens L; the model's own by default.
     """
@@ -67,6 +72,7 @@ class EntityTokenizer:
         mention: str = 'keep',
         mention_types: Sequence[str] | None = None,
         tags: str = 'given',
+        text_types: Sequence[str] = (),
         max_values: int = 4,
         context_length: int | None = None,
     ):
@@ -89,7 +95,13 @@ class EntityTokenizer:
                 f'mention_types {sorted(unknown)} are not in the vocabulary; it has {vocab.types}.'
             )
         self.vocab, self.fields, self.mention, self.tags = vocab, tuple(fields), mention, tags
-        self.max_values = max_values
+        missing = set(text_types) - set(vocab.types)
+        if missing:
+            raise ValueError(
+                f'text_types {sorted(missing)} are not in the vocabulary; it has {vocab.types}. '
+                'Keywords are added by tools/dataset_converters/build_entities.py --keywords.'
+            )
+        self.text_types, self.max_values = tuple(text_types), max_values
         self.subwords = SubWords(model, context_length)
         if self.subwords.context_length < 3:
             raise ValueError(f'context_length must be at least 3, got {context_length}.')
@@ -145,9 +157,10 @@ class EntityTokenizer:
     def _encode_keys(self, keys: Sequence[tuple]) -> EncodedTexts:
         """Encode products by their keys."""
         texts = [clean_text(joined) for joined, _ in keys]
+        # With tags and whole texts nobody asks what the text mentions.
+        always = self.mention != 'keep' or bool(self.text_types)
         mentions = [
-            # With tags and whole texts nobody asks what the text mentions.
-            () if tags and self.mention == 'keep' else self.matcher.find(text)
+            self.matcher.find(text) if always or not tags else ()
             for text, (_, tags) in zip(texts, keys, strict=True)
         ]
         pieces = [self._pieces(*both) for both in zip(texts, mentions, strict=True)]
@@ -174,18 +187,28 @@ class EntityTokenizer:
         return clean_text(self._joined(text_fields, entities))
 
     def _joined(self, text_fields: Mapping[str, str], entities: Mapping[str, Sequence[str]]) -> str:
-        parts = []
-        for name in self.fields:
-            if name in text_fields:
-                parts.append(text_fields[name])
-            elif name in self.vocab.types:
-                parts.extend(entities.get(name, ()))
-            else:
-                raise KeyError(
-                    f'field {name!r} is neither a text field of the data set '
-                    f'({sorted(text_fields)}) nor an entity type ({self.vocab.types}).'
-                )
-        return ' '.join(parts)
+        return ' '.join(self._part(field, text_fields, entities) for field in self.fields)
+
+    def _part(
+        self, field: str, text_fields: Mapping[str, str], entities: Mapping[str, Sequence[str]]
+    ) -> str:
+        names = _NAMES.findall(field)
+        if not names:
+            return self._value(field, text_fields, entities)
+        values = {name: self._value(name, text_fields, entities) for name in names}
+        return _NAMES.sub(lambda m: values[m[1]], field) if all(values.values()) else ''
+
+    def _value(
+        self, name: str, text_fields: Mapping[str, str], entities: Mapping[str, Sequence[str]]
+    ) -> str:
+        if name in text_fields:
+            return text_fields[name]
+        if name not in self.vocab.types:
+            raise KeyError(
+                f'field {name!r} is neither a text field of the data set '
+                f'({sorted(text_fields)}) nor an entity type ({self.vocab.types}).'
+            )
+        return ' '.join(entities.get(name, ()))
 
     def _given(self, entities: Mapping[str, Sequence[str]] | None) -> dict[str, Sequence[str]]:
         """The tags that count: none where they are read from the text."""
@@ -200,7 +223,10 @@ class EntityTokenizer:
     @property
     def reading(self) -> dict:
         """How a product becomes text and ids, as plain JSON; models keep it in checkpoints."""
-        return dict(fields=list(self.fields), mention=self.mention, max_values=self.max_values)
+        more = dict(text_types=list(self.text_types)) if self.text_types else {}
+        return dict(
+            fields=list(self.fields), mention=self.mention, max_values=self.max_values, **more
+        )
 
     @cached_property
     def extra_tokens(self) -> list[list[int]]:
@@ -270,13 +296,12 @@ class EntityTokenizer:
         self, entities: Mapping[str, Sequence[str]], mentions: Sequence[Mention]
     ) -> np.ndarray:
         found: list[list[int]] = [[] for _ in self.vocab.types]
-        if entities:
-            for k, type_ in enumerate(self.vocab.types):
+        for mention in mentions:
+            for k, id_ in mention.entities:
+                found[k].append(id_)
+        for k, type_ in enumerate(self.vocab.types):
+            if entities and type_ not in self.text_types:
                 found[k] = [self.vocab.id(type_, name) for name in entities.get(type_, ())]
-        else:
-            for mention in mentions:
-                for k, id_ in mention.entities:
-                    found[k].append(id_)
         ids = np.zeros((len(found), self.max_values), dtype=np.int64)
         for k, values in enumerate(found):
             known = list(dict.fromkeys(id_ for id_ in values if id_ != UNKNOWN))

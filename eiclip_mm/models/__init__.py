@@ -8,6 +8,7 @@ from .ce_selector import (
     GatedCESelector,
     KeepAll,
     KeepNone,
+    KeepTypes,
     causal_effects,
 )
 from .ea_learner import EALearner
@@ -26,6 +27,7 @@ __all__ = [
     'InfoNCE',
     'KeepAll',
     'KeepNone',
+    'KeepTypes',
     'OpenCLIP',
     'OpenCLIPTowers',
     'add_lora',

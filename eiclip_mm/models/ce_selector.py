@@ -8,7 +8,7 @@ unevenly"); each way to pick them below is ours.
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -103,6 +103,28 @@ class KeepNone(CESelector):
     def forward(self, text: Tensor, entity_ids: Tensor) -> Tensor:
         """See :class:`CESelector`."""
         return text.new_zeros(entity_ids.shape)
+
+
+@MODELS.register_module()
+class KeepTypes(CESelector):
+    """The entities of some types are intervened on, all others are unknown.
+
+    Args:
+        vocab: the entities.
+        types: the types to keep.
+    """
+
+    def __init__(self, vocab: EntityVocab, types: Sequence[str]):
+        super().__init__(vocab)
+        unknown = set(types) - set(vocab.types)
+        if unknown or not types:
+            raise ValueError(f'types must name some of {vocab.types}, got {tuple(types)}.')
+        keep = torch.tensor([[float(type_ in types)] for type_ in vocab.types])  # (K, 1)
+        self.register_buffer('keep', keep, persistent=False)
+
+    def forward(self, text: Tensor, entity_ids: Tensor) -> Tensor:
+        """See :class:`CESelector`."""
+        return self.keep.to(text.dtype).expand(entity_ids.shape)
 
 
 @MODELS.register_module()

@@ -5,11 +5,12 @@ pretrained text tower's feature of the name; b >= 1 are learned from products. W
 that never looks at the text X,
 
     z̄_k = Σ_b P(b | a_k) g(a_k, b)
-    t' = t + W_o GELU(W_1 [t; u_1 + w_1 (z̄_1 - u_1); ...; u_K + w_K (z̄_K - u_K)])
+    e  = [u_1 + w_1 (z̄_1 - u_1); ...; u_K + w_K (z̄_K - u_K)]
+    t' = t + W_s e + W_o GELU(W_1 [t; e])
 
 where w are CE-Selector's weights and u_k stands for an unknown entity of type k; a type with
-several values is the mean of u + w (z̄ - u) over them. W_o and u start at zero: at step 0 the
-model is CLIP to the bit.
+several values is the mean of u + w (z̄ - u) over them. W_s, W_o and u start at zero: at step 0 the
+model is CLIP to the bit. W_s lets an entity speak for itself, whatever the text says.
 
 Source: that entities get encoders of their own is the poster's ("entity-aware learning"), that
 metadata and text must not share one encoder is the patent's; senses, prior, fusion and the
@@ -99,6 +100,8 @@ class EALearner(nn.Module):
         self.out = nn.Linear(hidden_dim, dim)
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
+        self.skip = nn.Linear(num_types * dim, dim, bias=False)
+        nn.init.zeros_(self.skip.weight)
         self.heads = nn.ModuleList(nn.Linear(dim, dim) for _ in range(num_types * classify))
 
     def _fixed_prior(self, vocab: EntityVocab) -> Tensor:
@@ -199,8 +202,9 @@ class EALearner(nn.Module):
     def _fuse(self, text: Tensor, sense: Tensor, entity_ids: Tensor, weights: Tensor) -> Tensor:
         kept = (self.table.share(entity_ids) * weights).sum(-1, keepdim=True)  # (B, K, 1)
         entities = sense + (1 - kept.to(sense.dtype)) * self.unknown  # (B, K, D)
-        hidden = self.hidden(torch.cat([text, entities.flatten(1)], dim=1))
-        return text + self.out(F.gelu(hidden))
+        entities = entities.flatten(1)
+        hidden = self.hidden(torch.cat([text, entities], dim=1))
+        return text + self.skip(entities) + self.out(F.gelu(hidden))
 
     def entity_loss(self, image: Tensor, entity_ids: Tensor) -> Tensor:
         """L_ent: images classify their entities, so rare entities learn from photos too.

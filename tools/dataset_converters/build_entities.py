@@ -11,6 +11,7 @@ from mmengine.registry import init_default_scope
 from tqdm import tqdm
 
 import eiclip_mm  # noqa: F401  (checks the installation)
+from eiclip_mm.datasets.keywords import add_keywords
 from eiclip_mm.registry import DATASETS
 from eiclip_mm.structures import EntityVocab
 
@@ -23,11 +24,17 @@ def main() -> None:
     parser.add_argument(
         '--min-count', type=int, default=2, help='rarer names become unknown (default 2)'
     )
+    parser.add_argument(
+        '--keywords',
+        type=int,
+        metavar='COUNT',
+        help='add the type "keyword": words of descriptions that so many training products have',
+    )
     parser.add_argument('--out', help="file to write; by default the config's vocabulary")
     args = parser.parse_args()
     cfg = Config.fromfile(args.config)
     init_default_scope('eiclip_mm')
-    vocab = build(cfg, args.types, args.min_count)
+    vocab = build(cfg, args.types, args.min_count, args.keywords)
     path = args.out or cfg.model.tokenizer.vocab
     vocab.save(path)
     for type_ in vocab.types:
@@ -35,21 +42,30 @@ def main() -> None:
     print(f'written to {path}')
 
 
-def build(cfg: Config, types: Sequence[str] | None = None, min_count: int = 2) -> EntityVocab:
+def build(
+    cfg: Config,
+    types: Sequence[str] | None = None,
+    min_count: int = 2,
+    keywords: int | None = None,
+) -> EntityVocab:
     """Vocabulary of the whole training split of a config."""
     wanted = dict(
         cfg.train_dataloader.dataset, tokenizer=None, pipeline=[], fold='all', views='first'
     )
     dataset = DATASETS.build(wanted)
-    products = [r['entities'] for r in tqdm(dataset.records(), 'products', len(dataset))]
+    records = list(tqdm(dataset.records(), 'products', len(dataset)))
+    products = [record['entities'] for record in records]
     found = list(dict.fromkeys(t for entities in products for t in entities))
-    return EntityVocab.build(
+    vocab = EntityVocab.build(
         products,
         types or list(getattr(dataset, 'entity_types', found)),
         min_count,
         source=f'training split {dataset.ann_file}: {len(products)} products, '
         f'names in at least {min_count}',
     )
+    if keywords is None:
+        return vocab
+    return add_keywords(vocab, (' '.join(r['text_fields'].values()) for r in records), keywords)
 
 
 if __name__ == '__main__':

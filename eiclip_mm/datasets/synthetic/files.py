@@ -1,4 +1,4 @@
-"""Files: the three splits in Fashion-Gen's form, and the truth that is planted in them."""
+"""Files: splits in Fashion-Gen's form, some linked to others, and the truth planted in them."""
 
 import json
 import multiprocessing
@@ -11,7 +11,9 @@ import h5py
 import numpy as np
 from tqdm import tqdm
 
+from ..fashiongen import KEYS
 from .drawing import draw
+from .planted import LINKED, planted_columns
 from .products import Product, make_picture, make_product, signature
 from .words import BRANDS, MAX_PRODUCTS, SAID, SIDE, TRAIN, UNSEEN, VALIDATION
 
@@ -20,6 +22,7 @@ FILES = dict(
     train='fashiongen_256_256_train.h5',
     validation='fashiongen_256_256_validation.h5',
     general='general.h5',
+    **{name: f'{name}.h5' for name in LINKED},
 )
 
 
@@ -48,6 +51,19 @@ def _write_split(path: Path, rows: list[tuple[Product, int]], made_with: str, ba
         for i, image in enumerate(_drawn(rows)):
             images[i] = image
             bar.update()
+
+
+def _write_linked(
+    path: Path, source: str, rows: list[tuple[Product, int]], columns: dict, made_with: str
+) -> None:
+    """The split in the file ``source`` beside it, but for ``columns``; photos are not repeated."""
+    with h5py.File(path, 'w') as file:
+        file.attrs['mini_fashiongen'] = made_with
+        for key, values in columns.items():
+            file[key] = np.array([[values[look.id].encode('latin-1')] for look, _ in rows])
+        for key in KEYS:
+            if key not in columns:
+                file[key] = h5py.ExternalLink(source, key)
 
 
 def _drawn(rows: list[tuple[Product, int]]) -> Iterator[np.ndarray]:
@@ -104,6 +120,8 @@ def _truth(products: dict[str, list[Product]], rows: dict[str, list], arguments:
             department=planted('redundant', 'yes', 1.0, 'silhouette'),
             gender=planted('weak', 'weakly', 0.0, 'width of the garment'),
             season=planted('useless', 'no', 0.0, 'none'),
+            label=planted('useless', 'no', 0.0, 'none'),
+            code=planted('harmful', 'no', 0.0, 'none'),
         ),
         brands=brands,
         validation_ceiling={
@@ -123,9 +141,14 @@ def _made_with(path: Path) -> str | None:
         return file.attrs.get('mini_fashiongen')
 
 
+def _made_by(arguments: dict) -> str:
+    """What :func:`_made_with` finds in files that these arguments give."""
+    return json.dumps(dict(version=VERSION, **arguments))
+
+
 def is_written(folder: str | Path, **arguments: int) -> bool:
     """Whether the folder holds all that these arguments give, see :func:`write_mini_fashiongen`."""
-    made_with = json.dumps(dict(version=VERSION, **arguments))
+    made_with = _made_by(arguments)
     paths = [Path(folder, name) for name in FILES.values()]
     done = all(path.exists() and _made_with(path) == made_with for path in paths)
     return done and Path(folder, 'truth.json').exists()
@@ -140,11 +163,12 @@ def write_mini_fashiongen(
     progress: bool = True,
     force: bool = False,
 ) -> dict:
-    """Write the three splits and ``truth.json``; return what ``truth.json`` says.
+    """Write the splits of :data:`FILES` and ``truth.json``; return what ``truth.json`` says.
 
-    Nothing is written if the folder holds them with the same arguments already. Files get their
-    names when all are complete. Each brand but :data:`UNSEEN` occurs in the first 44 training
-    products; with fewer, validation may hold more brands that train lacks.
+    What the folder holds already with the same arguments is kept, so that a folder of an earlier
+    release gets what is new. Files get their names when all are complete. Each brand but
+    :data:`UNSEEN` occurs in the first 44 training products; with fewer, validation may hold more
+    brands that train lacks.
 
     Args:
         folder: where to write; made if it does not exist.
@@ -162,34 +186,53 @@ def write_mini_fashiongen(
         low, high = (0, 2**31 - 1) if name == 'seed' else (1, MAX_PRODUCTS)
         if type(value) is not int or not low <= value <= high:
             raise ValueError(f'{name} is {value!r}; it must be an integer from {low} to {high}.')
-    folder = Path(folder)
+    folder, made_with = Path(folder), _made_by(arguments)
     if is_written(folder, **arguments) and not force:
         return json.loads((folder / 'truth.json').read_text(encoding='utf-8'))
-    for path in filter(Path.exists, map(folder.joinpath, FILES.values())):
-        made_with = _made_with(path)
-        if made_with is None:
-            raise FileExistsError(f'{path} was not written here; choose another folder.')
-        if not force:
-            raise FileExistsError(f'{path} is of {made_with}; pass force to replace it.')
-
+    missing = _missing(folder, made_with, force)
     products = dict(
         train=[make_product(seed, TRAIN, i) for i in range(num_train)],
         validation=[make_product(seed, VALIDATION, i) for i in range(num_validation)],
         general=[make_picture(seed, i) for i in range(num_general)],
     )
-    rows = {name: _rows(split, scatter=name == 'validation') for name, split in products.items()}
+    columns = planted_columns(products, seed)
+    products |= {name: products[source] for name, source in LINKED.items()}
+    rows = {name: _rows(split, 'validation' in name) for name, split in products.items()}
     truth = _truth(products, rows, arguments)
     folder.mkdir(parents=True, exist_ok=True)
+    drawn = sum(len(rows[name]) for name in missing if name not in LINKED)
     with (
         tempfile.TemporaryDirectory(dir=folder, prefix='.writing-') as scratch,
-        tqdm(total=sum(map(len, rows.values())), unit='img', disable=not progress) as bar,
+        tqdm(total=drawn, unit='img', disable=not (progress and drawn)) as bar,
     ):
-        for name, file_name in FILES.items():
+        for name in missing:
+            path = Path(scratch, FILES[name])
             bar.set_description(name)
-            made_with = json.dumps(dict(version=VERSION, **arguments))
-            _write_split(Path(scratch, file_name), rows[name], made_with, bar)
+            if name in LINKED:
+                _write_linked(path, FILES[LINKED[name]], rows[name], columns[name], made_with)
+            else:
+                _write_split(path, rows[name], made_with, bar)
         text = json.dumps(truth, ensure_ascii=False, indent=1)
         Path(scratch, 'truth.json').write_text(text, encoding='utf-8')
-        for file_name in ('truth.json', *FILES.values()):
+        for file_name in ('truth.json', *(FILES[name] for name in missing)):
             os.replace(Path(scratch, file_name), folder / file_name)
     return truth
+
+
+def _missing(folder: Path, made_with: str, force: bool) -> list[str]:
+    """Names of the files to write; all of them with ``force``.
+
+    Raises:
+        FileExistsError: a file stands there that is of other arguments or not of this module.
+    """
+    there = []
+    for name, path in ((name, folder / file_name) for name, file_name in FILES.items()):
+        if not path.exists():
+            continue
+        found = _made_with(path)
+        if found is None:
+            raise FileExistsError(f'{path} was not written here; choose another folder.')
+        if found != made_with and not force:
+            raise FileExistsError(f'{path} is of {found}; pass force to replace it.')
+        there.append(name)
+    return [name for name in FILES if force or name not in there]

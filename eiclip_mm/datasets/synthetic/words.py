@@ -7,6 +7,7 @@ DESIGN_SIZE = 4  # products of one design: two brands times two materials
 MAX_PRODUCTS = 100_000  # product ids of split s are (s + 1) * MAX_PRODUCTS + number
 TRAIN, VALIDATION, GENERAL = range(3)
 DESIGN, BRAND, OWN, WORDS, SHARED_WORDS, VIEW = range(1, 7)  # random streams of a product
+LABEL, CODE = range(1, 3)  # random streams of a split
 
 # Drawings are strokes "op tone numbers" on a 100 x 100 grid. Ops: P polygon, H left half of a
 # polygon symmetric about x = 50, E ellipse (centre, radii), L line. Tones: see `drawing._tones`.
@@ -70,6 +71,15 @@ BRANDS = {
     'Arrow': ('arrow', 'arrow', 'red'),
     'Visvim': None,
 }
+# The brands' words in general captions -> words that mean nothing, for an oracle without the wrong
+# sense. Vowels stand for vowels, so "a" and "an" stay right.
+NEUTRAL = {
+    'acne': 'ixtomb', 'apple': 'ubdrin', 'arrow': 'eblick', 'bone': 'hexlow', 'canada': 'vaskeen',
+    'diesel': 'brivok', 'earth': 'ostwim', 'fossil': 'tunkary', 'gas': 'jolvern',
+    'golden': 'dorvik', 'goose': 'plemmo', 'locomotive': 'frellozy', 'mother': 'skarpe',
+    'off-white': 'ulsenty', 'palm': 'nurvast', 'police': 'quadrel', 'puma': 'zetriq',
+    'turtle': 'morplu',
+}  # fmt: skip
 UNSEEN = ('Arrow', 'Visvim')  # rare, and in validation alone
 SEEN = tuple(brand for brand in BRANDS if brand not in UNSEEN)
 SHARES = {brand: 1 / (rank + 2) for rank, brand in enumerate(SEEN)}  # a long tail
@@ -102,6 +112,8 @@ MATERIALS = {  # composition as printed; `drawing._texture` has the looks
     'linen': '60% linen, 40% viscose',
 }  # fmt: skip
 SEASONS = tuple(f'{half}{year}' for year in range(2014, 2019) for half in ('SS', 'FW'))
+LABELS = tuple(f'label {number}' for number in range(1, 9))
+SAME_CODE = 3  # products of train that share a code
 SCENES = {  # words: colours above and below the horizon
     'by a lake': ((176, 214, 240), (70, 140, 190)),
     'in a field': ((190, 224, 248), (126, 176, 84)),

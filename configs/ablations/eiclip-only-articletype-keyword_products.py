@@ -1,0 +1,9 @@
+"""EI-CLIP with two entity types, article_type and keyword, Fashion Product Images.
+
+Run     python tools/train.py configs/ablations/eiclip-only-articletype-keyword_products.py
+Parent  eiclip_products.py; differs in model.selector: no other type is intervened on
+"""
+
+_base_ = '../eiclip_products.py'
+model = dict(selector=dict(_delete_=True, type='KeepTypes', types=['article_type', 'keyword']))
+custom_hooks = _base_.custom_hooks[:-1]

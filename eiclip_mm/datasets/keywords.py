@@ -1,0 +1,55 @@
+"""Words that descriptions use often, as an entity type of their own.
+
+Metadata name a product's brand or colour, not that it is striped or has a hood. Such words stand
+in the description alone, where a frozen or lightly tuned text tower reads them with their everyday
+sense. As entities they get an encoder of their own like any other. Source: ours.
+"""
+
+from collections import Counter
+from collections.abc import Iterable
+
+from eiclip_mm.structures import EntityVocab, clean_text, words
+
+from .matcher import EntityMatcher
+
+
+def add_keywords(
+    vocab: EntityVocab, texts: Iterable[str], min_count: int, type_: str = 'keyword'
+) -> EntityVocab:
+    """The vocabulary with one more type: the words of training texts that name nothing else.
+
+    Args:
+        vocab: the entities of the metadata; words inside their mentions are left out.
+        texts: one for each training product.
+        min_count: a word counts as a keyword if so many texts have it.
+        type_: name of the new type; one that the vocabulary has is made anew.
+
+    >>> vocab = EntityVocab({'brand': ('Golden Goose',)}, {'brand': (2,)})
+    >>> texts = ['Golden Goose striped tee', 'striped golden tee', 'Golden Goose striped dress']
+    >>> add_keywords(vocab, texts, min_count=2).names['keyword']
+    ('striped', 'tee')
+    """
+    names = {t: own for t, own in vocab.names.items() if t != type_}
+    counts = {t: vocab.counts[t] for t in names}
+    matcher = EntityMatcher(EntityVocab(names, counts))
+    found: Counter[str] = Counter()
+    for text in map(clean_text, texts):
+        mentions = iter(matcher.find(text))
+        mention = next(mentions, None)
+        free = set()
+        for word, start, end in words(text):
+            while mention is not None and mention.end <= start:
+                mention = next(mentions, None)
+            if (mention is None or end <= mention.start) and word.isalnum():
+                free.add(word)
+        found.update(free)
+    kept = sorted((-n, word) for word, n in found.items() if n >= min_count)
+    if not kept:
+        raise ValueError(
+            f'no word stands in {min_count} of the texts; lower the number, or leave keywords out.'
+        )
+    return EntityVocab(
+        names | {type_: tuple(word for _, word in kept)},
+        counts | {type_: tuple(-n for n, _ in kept)},
+        source=f'{vocab.source}; {type_}: words in at least {min_count} texts',
+    )

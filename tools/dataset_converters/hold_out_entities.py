@@ -1,0 +1,122 @@
+"""Split a COCO catalogue so that training never sees a part of the brands.
+
+python tools/dataset_converters/hold_out_entities.py CONFIG --type brand --share 0.1 --out DIR
+
+Writes train.json without the products of a tenth of the brands, val_unseen.json with val's products
+of these brands alone, and entities.json without their names. Photos are referred to where they are.
+"""
+
+import argparse
+import json
+import os
+from collections.abc import Container, Mapping
+from dataclasses import replace
+from hashlib import blake2b
+from pathlib import Path
+
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+
+import eiclip_mm  # noqa: F401  (checks the installation)
+from eiclip_mm.datasets import CocoProducts
+from eiclip_mm.registry import DATASETS
+from eiclip_mm.structures import EntityVocab, entity_key
+
+OPTIONS = """--cfg-options \\
+    tokenizer.vocab={out}/entities.json \\
+    train_dataloader.dataset.data_root={out} val_dataloader.dataset.data_root={out} \\
+    test_dataloader.dataset.data_root={out} test_dataloader.dataset.ann_file=val_unseen.json"""
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Choose the entities, write the three files, say how they are used."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add('config', help='its train_dataloader and test_dataloader are meant')
+    add('--type', default='brand', help='entity type (default brand)')
+    add('--share', type=float, default=0.1, help='of its names that train must not see (0.1)')
+    add('--out', required=True, type=Path, help='folder of the new files')
+    args = parser.parse_args(argv)
+    if not 0 < args.share < 1:
+        parser.error(f'--share must lie between 0 and 1, got {args.share}')
+    if not Path(args.config).is_file():
+        raise SystemExit(f'config {args.config} does not exist.')
+    cfg = Config.fromfile(args.config)
+    init_default_scope('eiclip_mm')
+    datasets = {split: build(cfg, split) for split in ('train', 'test')}
+    products = {split: held(d, args.type, args.share) for split, d in datasets.items()}
+    vocab = without(EntityVocab.load(cfg.model.tokenizer.vocab), args.type, args.share)
+    args.out.mkdir(parents=True, exist_ok=True)
+    vocab.save(args.out / 'entities.json')
+    for split, name, wanted in (('train', 'train', False), ('test', 'val_unseen', True)):
+        path = Path(datasets[split].ann_file)
+        own = products[split]
+        chosen = {product_id for product_id, is_held in own.items() if is_held == wanted}
+        if not chosen:
+            raise SystemExit(
+                f'no product of {path} is left for {name}.json; choose another --share.'
+            )
+        root = Path(datasets[split].image_root or path.parent)
+        content = part(json.loads(path.read_text(encoding='utf-8-sig')), chosen, root, args.out)
+        file = args.out / f'{name}.json'
+        file.write_text(json.dumps(content, ensure_ascii=False), encoding='utf-8')
+        print(f'{file}: {len(chosen)} of {len(own)} products')
+    print(f'train and test with\n{OPTIONS.format(out=args.out)}')
+
+
+def build(cfg: Config, split: str) -> CocoProducts:
+    """A data set of the config, whole, no pixels read."""
+    loader = cfg[f'{split}_dataloader']
+    if loader.dataset.type.rpartition('.')[2] != 'CocoProducts':
+        raise SystemExit(
+            f'{cfg.filename} reads {loader.dataset.type}; only CocoProducts can be split here.'
+        )
+    changes = dict(tokenizer=None, pipeline=[], views='first', fold='all')
+    return DATASETS.build(dict(loader.dataset, **changes))
+
+
+def is_held(name: str, share: float) -> bool:
+    """Whether training must not see an entity; it depends on its name alone, in any spelling."""
+    digest = blake2b(entity_key(name).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, 'big') < share * 2**64
+
+
+def held(dataset: CocoProducts, type_: str, share: float) -> dict[int, bool]:
+    """For each product, whether it has an entity that training must not see."""
+    records = list(dataset.records())
+    types = sorted({t for record in records for t in record['entities']})
+    if type_ not in types:
+        raise SystemExit(f'no product of {dataset.ann_file} has a {type_!r}; it has {types}.')
+    return {
+        record['product_id']: any(
+            is_held(name, share) for name in record['entities'].get(type_, ())
+        )
+        for record in records
+    }
+
+
+def without(vocab: EntityVocab, type_: str, share: float) -> EntityVocab:
+    """The vocabulary less the held-out names; other types keep their names and counts."""
+    kept = [i for i, name in enumerate(vocab.names[type_]) if not is_held(name, share)]
+    names, counts = (
+        {t: tuple(own[i] for i in kept) if t == type_ else own for t, own in table.items()}
+        for table in (vocab.names, vocab.counts)
+    )
+    source = f'{vocab.source}; less {vocab.size(type_) - 1 - len(kept)} held-out names of {type_}'
+    return replace(vocab, names=names, counts=counts, source=source)
+
+
+def part(content: Mapping, product_ids: Container[int], root: Path, out: Path) -> dict:
+    """The images of these products and their annotations, paths seen from ``out``."""
+    images = [
+        dict(image, file_name=os.path.relpath(root.resolve() / image['file_name'], out.resolve()))
+        for image in content['images']
+        if image.get('product_id', image['id']) in product_ids
+    ]
+    ids = {image['id'] for image in images}
+    annotations = [a for a in content['annotations'] if a['image_id'] in ids]
+    return dict(content, images=images, annotations=annotations)
+
+
+if __name__ == '__main__':
+    main()
