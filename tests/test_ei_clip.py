@@ -82,6 +82,27 @@ class TestStepZero:
             torch.testing.assert_close(a.grad, b.grad)
 
 
+class TestSameText:
+    def test_entities_tell_equal_descriptions_apart(self):
+        """Positives are products that the model sees alike: text and entities."""
+        model = tiny.model(loss=dict(type='InfoNCE', same_text=True), entity_loss_weight=0).eval()
+        plain = tiny.model('OpenCLIP', loss=dict(type='InfoNCE', same_text=True)).eval()
+        plain.towers.load_state_dict(model.towers.state_dict())
+        data = tiny.batch(model)
+        product_id = torch.arange(len(data['product_id']))
+        text_id = torch.zeros_like(product_id)
+        one, two = (data['entity_ids'][i] for i in (0, 2))
+        assert not one.equal(two)
+        for entities, groups in (
+            ([one] * 6, [0] * 6), ([one, one, two, one, two, two], [0, 0, 1, 0, 1, 1])
+        ):  # fmt: skip
+            ids = dict(product_id=product_id, entity_ids=torch.stack(entities))
+            found = model(**data | ids | dict(text_id=text_id), mode='loss')
+            ids['text_id'] = torch.tensor(groups)
+            expected = plain(**data | ids, mode='loss')  # at step 0 the models are one
+            torch.testing.assert_close(found['loss_contrast'], expected['loss_contrast'])
+
+
 class TestEntities:
     def test_they_never_reach_the_image_side(self):
         for kind in (OpenCLIP, EICLIP):
@@ -181,7 +202,7 @@ class TestForward:
         data = tiny.batch(tiny.model())
         values = []
         for same_text in (False, True):
-            model = tiny.model(loss=dict(type='InfoNCE', same_text=same_text)).eval()
+            model = tiny.model('OpenCLIP', loss=dict(type='InfoNCE', same_text=same_text)).eval()
             values.append(model(**data, mode='loss')['loss_contrast'].item())
         assert values[1] < values[0] - 0.1  # products 3 and 5 are both "red tee"
         alone = dict(data, product_id=torch.arange(6))

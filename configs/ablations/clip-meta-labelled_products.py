@@ -7,6 +7,7 @@ Parent  clip-meta_products.py; differs in tokenizer.fields
 _base_ = '../baselines/clip-meta_products.py'
 reading = dict(
     tokenizer=dict(
+        context_length=48,  # else one text in eight is cut
         fields=(
             'brand: {brand},',
             'type: {article_type},',

@@ -7,9 +7,9 @@ Parent  clip-meta_products.py; differs in tokenizer.fields
 _base_ = '../baselines/clip-meta_products.py'
 reading = dict(
     tokenizer=dict(
+        context_length=48,
         fields=(
-            'a photo of',
-            '{colour} {article_type}',
+            'a photo of {colour} {article_type}',
             'by {brand}',
             'for {usage} use:',
             'description',

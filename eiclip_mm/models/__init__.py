@@ -15,6 +15,7 @@ from .ea_learner import EALearner
 from .ei_clip import EICLIP, OpenCLIP
 from .lora import add_lora, merge_lora
 from .losses import InfoNCE
+from .new_entities import add_entities, extended
 from .tiled import log_probs_in_tiles
 from .towers import OpenCLIPTowers
 
@@ -30,8 +31,10 @@ __all__ = [
     'KeepTypes',
     'OpenCLIP',
     'OpenCLIPTowers',
+    'add_entities',
     'add_lora',
     'causal_effects',
+    'extended',
     'log_probs_in_tiles',
     'merge_lora',
 ]

@@ -10,11 +10,11 @@ that never looks at the text X,
 
 where w are CE-Selector's weights and u_k stands for an unknown entity of type k; a type with
 several values is the mean of u + w (z̄ - u) over them. W_s, W_o and u start at zero: at step 0 the
-model is CLIP to the bit. W_s lets an entity speak for itself, whatever the text says.
+model is CLIP to the bit. W_s adds entities linearly, whatever t is.
 
 Source: that entities get encoders of their own is the poster's ("entity-aware learning"), that
-metadata and text must not share one encoder is the patent's; senses, prior, fusion and the
-unknown row are ours.
+metadata and text must not share one encoder is the patent abstract's; senses, prior, fusion with
+its two paths and the unknown row are ours.
 """
 
 import itertools

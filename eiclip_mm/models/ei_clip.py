@@ -141,6 +141,11 @@ class EICLIP(OpenCLIP):
                 classify=entity_loss_weight > 0,
             )
         )
+        # random, so that different entities give different sums
+        generator = torch.Generator().manual_seed(0)
+        shape = len(self.vocab.types), self.tokenizer.max_values
+        factors = torch.randint(2**62, shape, generator=generator)
+        self.register_buffer('id_factors', factors, persistent=False)  # (K, M)
         self._set_general_sense()
 
     @torch.no_grad()
@@ -166,6 +171,9 @@ class EICLIP(OpenCLIP):
         text = self.towers.encode_text(text)  # (B, D)
         weights = self.selector(text, entity_ids)  # (B, K, M)
         product, log_prior = self.learner.expand(text, entity_ids, weights)  # (C, B, D), (C, B)
+        # products of one description and different entities are not the same text
+        text_id = ids['text_id'] + (entity_ids * self.id_factors).sum((1, 2))  # wraps around
+        ids = dict(ids, text_id=text_id)
         losses = self.contrast(image, F.normalize(product, dim=-1), log_prior, ids)
         if self.entity_loss_weight:
             entity_loss = self.learner.entity_loss(image, entity_ids)
