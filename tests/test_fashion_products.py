@@ -5,6 +5,7 @@ import doctest
 import importlib.util
 import io
 import json
+import re
 import zipfile
 from pathlib import Path
 
@@ -160,6 +161,17 @@ def test_output(case):
     assert train.dataset['info']['split'] == 'train'
     assert report['products'] == dict(train=3, val=2) and not report['skipped']
     assert json.loads((out / 'converter_report.json').read_text()) == report
+
+
+def test_keywords(case):
+    """Words of two train titles that are no brand, colour or kind of product."""
+    _, out = case(keywords=2)
+    vocab = EntityVocab.load(out / 'entities.json')
+    assert vocab.types == ('brand', 'article_type', 'colour', 'usage', 'keyword')
+    titles = [product(read(out, 'train'), i)['caption'].lower() for i in (1, 2, 3)]
+    for word, count in zip(vocab.names['keyword'], vocab.counts['keyword'], strict=True):
+        assert count == sum(word in re.findall(r'\w+', title) for title in titles) >= 2
+    assert not {'turtle', 'red'} & set(vocab.names['keyword'])
 
 
 def test_original_layout_with_bom_and_hash_split(case):
@@ -335,7 +347,17 @@ def test_not_utf8(case, tmp_path):
 def test_command_line(case, tmp_path, capsys):
     case()
     args = ['--images', str(tmp_path / 'images.zip'), '--out', str(tmp_path / 'out')]
-    fp.main(['--styles', str(tmp_path / 'styles.csv'), *args, '--split-column', 'split'])
+    fp.main(
+        [
+            '--styles',
+            str(tmp_path / 'styles.csv'),
+            *args,
+            '--split-column',
+            'split',
+            '--keywords',
+            '1',
+        ]
+    )
     assert 'train: 3 products; with brand 3, article_type 3' in capsys.readouterr().out
     with pytest.raises(SystemExit, match=r'fashion_products.py: nowhere.csv does not exist'):
         fp.main(['--styles', 'nowhere.csv', *args])

@@ -4,9 +4,9 @@ r"""Convert Kaggle "Fashion Product Images" (full or small edition) to our catal
         --out data/fashion_products
 
 It writes one COCO-captions JSON a split with entities on the captions (docs/data_format.md),
-``images/`` if the photos came in a zip, ``entities.json`` (the vocabulary, from train alone) and
-``converter_report.json``, which lists every row that was left out. A second run keeps what is
-already extracted.
+``images/`` if the photos came in a zip, ``entities.json`` (the vocabulary, from train alone, with
+frequent words of titles as keywords) and ``converter_report.json``, which lists every row that was
+left out. A second run keeps what is already extracted.
 
 The file has no brand column; the brand is read from the title. Source of the rule: ours.
 
@@ -39,6 +39,7 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
+from eiclip_mm.datasets.keywords import add_keywords
 from eiclip_mm.structures import EntityVocab, clean_text
 
 TITLE = 'productDisplayName'
@@ -389,6 +390,7 @@ def convert(
     types: Sequence[str] | None = None,
     limit: int | None = None,
     verify_images: bool = False,
+    keywords: int | None = None,
 ) -> dict:
     """Write the converted data set to ``out``; arguments as on the command line.
 
@@ -443,6 +445,8 @@ def convert(
         source=f'{styles.name}, split train, {len(splits["train"])} products, '
         f'names of {min_count} products or more',
     )
+    if keywords:
+        vocab = add_keywords(vocab, (p['title'] for p in splits['train']), keywords)
     vocab.save(out / 'entities.json')
     for split, group in splits.items():
         write_json(out / f'{split}.json', coco(group, split, types))
@@ -455,7 +459,7 @@ def convert(
             split: {t: sum(t in p['entities'] for p in group) for t in types}
             for split, group in sorted(splits.items())
         },
-        vocabulary={type_: len(vocab.names[type_]) for type_ in types},
+        vocabulary={type_: len(names) for type_, names in vocab.names.items()},
         skipped=dict(skipped),
         archive_notes=archive_notes,
     )
@@ -500,6 +504,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument(
         '--min-count', type=int, default=2, help='train products that an entity needs'
+    )
+    parser.add_argument(
+        '--keywords',
+        type=int,
+        default=5,
+        metavar='COUNT',
+        help='words of so many train titles become entities of type keyword; 0: none (default 5)',
     )
     parser.add_argument('--types', nargs='+', help=f'entity types: brand {" ".join(COLUMNS)}')
     parser.add_argument('--limit', type=int, help='only the first rows, to try it out')
