@@ -296,13 +296,29 @@ def test_a_product_that_is_its_brand_alone_follows_the_swap(ask, case):
     assert means['rank']['low'] > 0 and means['top_after']['low'] > means['top_before']['high']
 
 
-def test_sense_before_is_that_of_the_towers(ask, case):
-    found, _ = ask('sense', '--truth', case / 'truth.json')
+def test_sense_before_is_that_of_the_pretrained_towers(ask, case):
+    start = str(case / 'start.pth')
+    options = ['--cfg-options', f'model.towers.pretrained={start}', '--truth', case / 'truth.json']
+    model = MODELS.build(Config.fromfile(case / 'config.py').model)
+    tiny.randomised(model.towers, scale=0.1)  # not the learner, which has nothing to say yet
+    torch.save(dict(state_dict=model.state_dict()), start)
+    found, printed = ask('sense', *options)
     assert set(found['means']) == {'products', 'everyday', 'everyday above products'}
     assert all(0 <= m['mean'] <= 1 for own in found['means'].values() for m in own.values())
+    assert 'before: the towers as pretrained' in printed
     own = found['names']['Turtle']
-    # The towers before were drawn, not those of the checkpoint, whose entities speak.
     assert own['before'] != own['text'] != own['entity']
+    same, _ = ask('sense', *options, checkpoint='start.pth')
+    assert all(own['before'] == own['text'] for own in same['names'].values())
+    assert same['names']['Turtle']['before'] == own['before']
+
+
+def test_sense_has_no_before_of_drawn_heads(ask):
+    found, printed = ask('sense')
+    assert set(found['means']['products']) == {'text', 'entity'}
+    assert all(set(own) == {'text', 'entity'} for own in found['names'].values())
+    assert 'no "before", for the config has no model.towers.pretrained' in printed
+    assert found['type'] == 'brand' and printed.startswith('sense, brand: ')
 
 
 @pytest.mark.parametrize('options', [[], ['--from-images']])
@@ -323,6 +339,14 @@ def test_tokens_counts_subwords(ask):
     )
     found, printed = ask('tokens')
     assert found['types']['season']['shared'] == 1 and '| brand' in printed
+    assert printed.startswith('tokens: ') and 'type' not in found
+
+
+@pytest.mark.parametrize('what', ['tokens', 'tags'])
+def test_what_is_of_all_types_takes_none(ask, what, capsys):
+    with pytest.raises(SystemExit, match='2'):
+        ask(what, '--type', 'brand')
+    assert 'unrecognized arguments: --type brand' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -363,8 +387,13 @@ def test_held_out_brands_are_in_no_file_of_train(tmp_path):
         "ann_file='val.json'))\n"
         "model = dict(tokenizer=dict(vocab=root + '/entities.json'))\n"
     )
-    out = tmp_path / 'unseen'
-    hold_out_entities.main([str(tmp_path / 'config.py'), '--share', '0.3', '--out', str(out)])
+    out, config = tmp_path / 'unseen', str(tmp_path / 'config.py')
+    with pytest.raises(SystemExit, match=r'shop holds train\.json, entities\.json, which would be'):
+        hold_out_entities.main([config, '--share', '0.3', '--out', str(catalogue)])
+    with pytest.raises(SystemExit, match=r'left for val_unseen\.json; choose another --share'):
+        hold_out_entities.main([config, '--share', '1e-9', '--out', str(out)])
+    assert not out.exists()
+    hold_out_entities.main([config, '--share', '0.3', '--out', str(out)])
     found = {}
     for name in ('train', 'val_unseen'):
         records = list(CocoProducts(f'{name}.json', data_root=str(out), views='first').records())

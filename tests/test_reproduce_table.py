@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -143,7 +144,7 @@ def test_differences_are_those_of_compare(finished, written, modules, tmp_path):
     modules['compare'].main([dumps('clip-meta'), dumps('eiclip'), '--out', f'{tmp_path}/c.json'])
     protocols = json.loads((tmp_path / 'c.json').read_text())['protocols']
     names = [f'row {b} − row {a}' for a, b in ((2, 3), (3, 5))]
-    names.append(f'clip-meta-neutral_{MINI} − row 5')
+    names.append(f'clip-meta-neutral_{MINI} − row 3')  # its compare_with
     for name, part in written[1]['tables'].items():
         assert [d['name'] for d in part['differences']] == names
         d, expected = part['differences'][1], protocols[name]['measures']['SumR']
@@ -199,6 +200,10 @@ def test_files_are_the_same_when_made_again(finished, written, table, tmp_path):
     assert sorted(p.name for p in folder.iterdir()) == names
     for name in names:
         assert (folder / name).read_bytes() == (tmp_path / name).read_bytes(), name
+    (tmp_path / 'products_effects.svg').touch()
+    table(*finished, '--out', tmp_path, '--rows', '2')  # no row 5, no effects
+    left = {p.name for p in tmp_path.iterdir() if '_effects' in p.name}
+    assert left == {'products_effects.svg'} and (tmp_path / 'mini_ladder.svg').exists()
 
 
 @pytest.mark.parametrize(
@@ -217,6 +222,26 @@ def test_unknown_names_are_refused(finished, table, tmp_path, arguments, message
         table(*finished, '--out', tmp_path, *arguments)
     assert message in stopped.value.code
     assert ("'eiclip-frozen'" in stopped.value.code) is (arguments[0] == '--ablations')
+
+
+def test_what_is_not_installed_is_said_before_anything_runs(table, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, 'scipy', None)
+    with pytest.raises(
+        SystemExit, match=r"^scipy not installed: pip install 'eiclip_mm\[report\]'"
+    ):
+        table('--data', 'mini')
+    assert not list(tmp_path.iterdir())
+
+
+def test_one_command_at_a_time_in_a_folder(modules, finished, table, tmp_path):
+    arguments = [word for word in finished if word != '--no-run']
+    with modules['_runs'].alone_in(Path('w/mini')):
+        with pytest.raises(SystemExit, match=r'another reproduce_table\.py works in w/mini; wait'):
+            table(*arguments, '--out', tmp_path)
+        table(*finished, '--rows', '2', '--out', tmp_path)  # only looks
+    with modules['_runs'].alone_in(Path('w/mini')):
+        pass
 
 
 def test_rows_of_the_table_are_no_ablations(plan, finished):
@@ -308,30 +333,56 @@ def test_runs_are_made_once(plan, commands, capsys, monkeypatch):
 def test_a_run_that_fails_stops_no_other(plan, commands, monkeypatch):
     def run(*command, log, **_):
         commands.append(Path(command[1]).stem)
+        (log.parent / 'best_x.pth').touch()
         if 'seed1' in str(log):
             raise SystemExit('no luck')
-        (log.parent / 'best_x.pth').touch()
 
     monkeypatch.setattr(plan, 'run', run)
     _, failed = have_all(plan, (1, 2))
     assert failed == [
         f'[1/4] clip_{MINI} seed 1: no luck',
-        f'[3/4] eiclip-other_{MINI} seed 1: w/clip_{MINI}/seed1 holds no best_*.pth; train first, '
-        'with validation.',
+        f'[3/4] eiclip-other_{MINI} seed 1: clip_{MINI} seed 1, whose checkpoint it tests, is not '
+        'finished; run again.',
     ]
     assert commands.count(f'clip_{MINI}') == 3 and commands.count(f'eiclip-other_{MINI}') == 1
 
 
-def test_weights_to_start_from_are_made_first(plan, monkeypatch, tmp_path):
+def test_weights_to_start_from_are_made_first(modules, plan, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    Path('configs').symlink_to(ROOT / 'configs')
+    shutil.copytree(ROOT / 'configs', 'configs')
+    config, weights = (
+        'configs/clip_general_mini.py',
+        Path('work_dirs/clip_general_mini/epoch_6.pth'),
+    )
     made = []
-    monkeypatch.setattr(plan, 'train_start', made.append)
+
+    def train_start(config):
+        made.append(config)
+        weights.parent.mkdir(parents=True, exist_ok=True)
+        weights.touch()
+
+    def start():
+        made.clear()
+        chosen = plan.entries('mini', [1, 3], None)
+        plan.carry_out([r for e in chosen for r in plan.runs_of(e, (0, 1), Path('w'))], jobs=1)
+        return made
+
+    monkeypatch.setattr(modules['_runs'], 'train_start', train_start)
     monkeypatch.setattr(plan, 'have', lambda run, *_: made.append(run.name))
-    chosen = plan.entries('mini', [1, 3], None)
-    plan.carry_out([r for e in chosen for r in plan.runs_of(e, (0, 1), Path('w'))], jobs=1)
-    zero, meta = f'clip-zeroshot_{MINI} seed 0', f'clip-meta_{MINI} seed'
-    assert made == ['configs/clip_general_mini.py', zero, f'{meta} 0', f'{meta} 1']
+    rows = [f'clip-zeroshot_{MINI} seed 0', *(f'clip-meta_{MINI} seed {seed}' for seed in (0, 1))]
+    assert start() == [config, *rows]
+    assert start() == rows
+    text = Path(config).read_text()
+    Path(config).write_text(text.replace('lr=1e-3', 'lr=2e-3'))
+    with pytest.raises(SystemExit) as stopped:
+        start()
+    assert stopped.value.code == (
+        f'{weights} was made with other settings than {config} has now; move {weights.parent} '
+        'away and run again.'
+    )
+    assert made == []
+    weights.with_name('epoch_6.pth.sha256').unlink()  # as the quick start leaves them
+    assert start() == rows
 
 
 def test_a_tool_that_fails_ends_with_its_last_words(modules, tmp_path, capsys):

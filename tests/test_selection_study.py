@@ -1,7 +1,7 @@
 """CE-Selector beside brute force: values against loops, choices where the answer is known."""
 
-import importlib.util
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,13 +18,10 @@ from eiclip_mm.models import causal_effects
 from eiclip_mm.registry import MODELS
 from eiclip_mm.structures import EntityVocab
 
-ROOT = Path(__file__).resolve().parents[1]
-_spec = importlib.util.spec_from_file_location(
-    'selection_study', ROOT / 'tools/analysis_tools/selection_study.py'
-)
-tool = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(tool)
+sys.path.append(str(Path(__file__).resolve().parents[1] / 'tools/analysis_tools'))
+import selection_study as tool
 
+ROOT = Path(__file__).resolve().parents[1]
 PLANTED = ROOT / 'configs/ablations/eiclip-planted_fashiongen_mini.py'
 TYPES = ('composition', 'subcategory', 'brand', 'season', 'label', 'code')
 
@@ -201,6 +198,31 @@ class TestTool:
         for found in (row4, row5):
             found['runs'][0].pop('checkpoint')
         assert row4['runs'] == row5['runs']
+
+    def test_features_that_are_cached(self, folder, tmp_path):
+        cfg = Config.fromfile(folder / 'row5.py')
+        cfg.model.towers.image_unlocked = 0
+        cached = dict(type='LoadImageFeature', pipeline=runs.LOAD)
+        cfg.val_dataloader.dataset.pipeline = [cached, dict(type='PackProduct')]
+        hook = dict(type='ImageFeatureCache', folder=str(tmp_path / 'features'))
+        cfg.custom_hooks = [dict(type='TextFeatureCache'), hook]
+        cfg.dump(str(tmp_path / 'cached.py'))
+        checkpoint = str(folder / 'row5.pth')
+        pixels, features = (self.run(f, n, checkpoint) for f, n in (
+            (folder, 'row5'), (tmp_path, 'cached')
+        ))  # fmt: skip
+        (one,), (other,) = pixels['runs'], features['runs']
+        assert list((tmp_path / 'features').iterdir()) and one['kept'] == other['kept']
+        values = [[row['value'] for row in run['values']] for run in (one, other)]
+        assert values[0] == pytest.approx(values[1], abs=1e-4)
+
+    def test_the_config_stays_as_it_is(self, folder):
+        cfg = Config.fromfile(folder / 'row5.py')
+        for name in ('pretrained', 'image_weights'):  # not read: the checkpoint holds all
+            cfg.model.towers[name] = 'gone.pth'
+        before = cfg.to_dict()
+        tool.trained(cfg, str(folder / 'row5.pth'))
+        assert cfg.to_dict() == before
 
     @pytest.mark.parametrize(
         ('change', 'message'),

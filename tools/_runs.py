@@ -1,5 +1,6 @@
 """Tools run by other tools: each a process of its own, its progress shown, its output in a log."""
 
+import fcntl
 import multiprocessing
 import os
 import re
@@ -7,13 +8,15 @@ import runpy
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
 CORES = len(os.sched_getaffinity(0))
 MINI = Path('data/mini_fashiongen')
-LOG = 'quickstart.log'
+LOG = 'tools.log'
 SHOWN = re.compile(r'Epoch\(train\) +\[(\d+)\].*eta: ([\d:]+).* loss: ([\d.]+)')
 # The tools' imports take as long as an epoch. A server imports once and forks for each tool, which
 # CUDA does not survive.
@@ -35,9 +38,58 @@ def train_start(config: str) -> None:
     run('tools/train.py', config, '--no-validate', '--resume', 'auto')
 
 
+def check_start(weights: Path, config: str, settings: str) -> None:
+    """Refuse weights that others start from, if they are of other settings than the config's now.
+
+    Args:
+        weights: they may be missing, and so may the hash beside them, as those of the quick start.
+        config: makes them.
+        settings: its hash.
+
+    Raises:
+        SystemExit: says what to move away.
+    """
+    beside = hash_file(weights)
+    if weights.is_file() and beside.is_file() and beside.read_text().strip() != settings:
+        raise SystemExit(
+            f'{weights} was made with other settings than {config} has now; move '
+            f'{weights.parent} away and run again.'
+        )
+
+
+def make_start(weights: Path, config: str, settings: str) -> None:
+    """Train them, and keep the hash of their settings beside them."""
+    train_start(config)
+    hash_file(weights).write_text(f'{settings}\n')
+
+
+def hash_file(weights: Path) -> Path:
+    """Where the hash of their settings lies."""
+    return weights.with_name(f'{weights.name}.sha256')
+
+
 def work_dir(config: str) -> Path:
     """Where train.py and test.py put a config's files."""
     return Path('work_dirs') / Path(config).stem
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Keep other processes that ask for the same out of a folder; it is made where missing.
+
+    Raises:
+        SystemExit: another one is at work there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / '.lock').open('a') as file:  # free again when it closes, also of one killed
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise SystemExit(
+                f'another reproduce_table.py works in {folder}; wait for it, or give another '
+                '--work-dir.'
+            ) from None
+        yield
 
 
 def best_checkpoint(folder: Path) -> Path:

@@ -5,6 +5,7 @@ Parent  clip-meta_products.py; differs in tokenizer.fields
 """
 
 _base_ = '../baselines/clip-meta_products.py'
+compare_with = 'configs/baselines/clip-meta_products.py'
 reading = dict(tokenizer=dict(fields=('description', 'brand', 'article_type', 'colour', 'usage')))
 model = reading
 train_dataloader = dict(dataset=reading)

@@ -5,6 +5,7 @@ Parent  clip-meta_products.py; differs in tokenizer.fields
 """
 
 _base_ = '../baselines/clip-meta_products.py'
+compare_with = 'configs/baselines/clip-meta_products.py'
 reading = dict(
     tokenizer=dict(
         context_length=48,  # else one text in eight is cut
@@ -14,7 +15,7 @@ reading = dict(
             'colour: {colour},',
             'usage: {usage}.',
             'description',
-        )
+        ),
     )
 )
 model = reading

@@ -5,4 +5,5 @@ Parent  clip-meta_fashiongen_mini.py; differs in model.towers.pretrained: clip_n
 """
 
 _base_ = '../baselines/clip-meta_fashiongen_mini.py'
+compare_with = 'configs/baselines/clip-meta_fashiongen_mini.py'
 model = dict(towers=dict(pretrained='work_dirs/clip_neutral_mini/epoch_6.pth'))

@@ -5,6 +5,7 @@ Parent  clip-meta_products.py; differs in tokenizer.fields
 """
 
 _base_ = '../baselines/clip-meta_products.py'
+compare_with = 'configs/baselines/clip-meta_products.py'
 reading = dict(
     tokenizer=dict(
         context_length=48,
@@ -13,7 +14,7 @@ reading = dict(
             'by {brand}',
             'for {usage} use:',
             'description',
-        )
+        ),
     )
 )
 model = reading

@@ -5,5 +5,6 @@ Parent  eiclip-planted_fashiongen_mini.py; differs in model.selector: every enti
 """
 
 _base_ = 'eiclip-planted_fashiongen_mini.py'
+compare_with = 'configs/ablations/eiclip-planted_fashiongen_mini.py'
 model = dict(selector=dict(_delete_=True, type='KeepAll'))
 custom_hooks = _base_.custom_hooks[:-1]

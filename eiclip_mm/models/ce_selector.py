@@ -214,13 +214,7 @@ class EffectCESelector(CESelector):
         training = model.training
         model.eval()
         self.weight.fill_(1)  # measured with all entities kept, also by a model that chose before
-        columns: dict[str, list[Tensor]] = {}
-        for batch in map(model.data_preprocessor, batches):
-            batch['image'] = model.encode_image(batch['image'])
-            batch['text'] = model.towers.encode_text(batch['text'])
-            for name in ('image', 'text', 'entity_ids', 'product_id'):
-                columns.setdefault(name, []).append(batch[name])
-        data = {name: torch.cat(parts) for name, parts in columns.items()}
+        data = product_features(model, batches)
 
         def encode(entity_ids: Tensor) -> Tensor:
             weights = self(data['text'], entity_ids)
@@ -267,6 +261,26 @@ class EffectCESelector(CESelector):
                 )
             )  # fmt: skip
         return table
+
+
+@torch.no_grad()
+def product_features(model: nn.Module, batches: Iterable[dict]) -> dict[str, Tensor]:
+    """Features of products before entities enter.
+
+    Args:
+        model: an ``EICLIP`` in evaluation mode.
+        batches: products, as its ``forward`` takes them.
+
+    Returns:
+        ``image`` (P, D), unit, ``text`` (P, D), ``entity_ids`` (P, K, M) and ``product_id`` (P,).
+    """
+    columns: dict[str, list[Tensor]] = {}
+    for batch in map(model.data_preprocessor, batches):
+        batch['image'] = model.encode_image(batch['image'])
+        batch['text'] = model.towers.encode_text(batch['text'])
+        for name in ('image', 'text', 'entity_ids', 'product_id'):
+            columns.setdefault(name, []).append(batch[name])
+    return {name: torch.cat(parts) for name, parts in columns.items()}
 
 
 def bootstrap_interval(values: Tensor, confidence: float, seed: int) -> tuple[Tensor, Tensor]:

@@ -36,7 +36,6 @@ def add_options(parser: argparse.ArgumentParser, checkpoint: bool = True) -> Non
     if checkpoint:
         add('checkpoint', help='checkpoint of a training run, or "none" for the towers as they are')
     add('--out', type=Path, metavar='FILE.json', help='write everything here too')
-    add('--type', default='brand', help='entity type (default brand)')
     add('--cfg-options', nargs='+', action=DictAction, help='as in tools/test.py')
     parser.set_defaults(work_dir=None, launcher='none', local_rank=0)
 
@@ -66,13 +65,18 @@ def dataset_of(cfg: Config, split: str = 'test', **changes) -> ProductDataset:
     return DATASETS.build(wanted | same | changes)
 
 
-@torch.no_grad()
-def embed_photos(cfg: Config, models: Sequence[OpenCLIP], dataset: ProductDataset) -> list[Tensor]:
-    """For each model the (P, D) unit embeddings of the photos; frozen trunks must be the same."""
+def fill_cache(cfg: Config, model: OpenCLIP, dataset: ProductDataset) -> None:
+    """Compute cached features of photos, where the config has them cached."""
     for hook in cfg.get('custom_hooks') or ():
         if hook['type'].rpartition('.')[2] == 'ImageFeatureCache':
             settings = {k: v for k, v in hook.items() if k != 'type'}
-            ImageFeatureCache(**settings).fill(models[0].towers, dataset)
+            ImageFeatureCache(**settings).fill(model.towers, dataset)
+
+
+@torch.no_grad()
+def embed_photos(cfg: Config, models: Sequence[OpenCLIP], dataset: ProductDataset) -> list[Tensor]:
+    """For each model the (P, D) unit embeddings of the photos; frozen trunks must be the same."""
+    fill_cache(cfg, models[0], dataset)
     loader = cfg.test_dataloader.copy()
     loader.update(dataset=dataset, num_workers=0, persistent_workers=False, pin_memory=False)
     loader.sampler = dict(type='DefaultSampler', shuffle=False)

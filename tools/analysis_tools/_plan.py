@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import re
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +14,7 @@ from mmengine.config import Config
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the tools run there import _cli
 
-from _runs import CORES, best_checkpoint, draw_mini, run, train_start
+from _runs import CORES, best_checkpoint, check_start, draw_mini, make_start, run
 
 SUFFIXES = dict(products='products', mini='fashiongen_mini', fashiongen='fashiongen')
 ROWS = {
@@ -75,7 +74,7 @@ class Entry:
 
     @cached_property
     def settings(self) -> list:
-        """All that its runs depend on but the seed, as plain JSON."""
+        """Config, vocabulary and what it starts from; data files and code are not watched."""
         cfg = {k: v for k, v in self.cfg.to_dict().items() if k != 'compare_with'}
         vocab = (cfg['model'].get('tokenizer') or {}).get('vocab')
         file = Path(vocab) if isinstance(vocab, str) else None
@@ -110,8 +109,7 @@ class Run:
     @property
     def card(self) -> dict:
         """What ``run.json`` holds: another hash means that it was another experiment."""
-        text = json.dumps([self.entry.settings, self.seed], sort_keys=True, default=str)
-        sha256 = hashlib.sha256(text.encode()).hexdigest()
+        sha256 = digest([self.entry.settings, self.seed])
         return dict(config=self.entry.config, seed=self.seed, sha256=sha256)
 
     @property
@@ -129,6 +127,12 @@ class Run:
     def current(self) -> bool:
         """Whether it was made, or begun, with the settings of now."""
         return self.found.get('sha256') == self.card['sha256']
+
+
+def digest(settings: list) -> str:
+    """SHA-256 of what can be plain JSON."""
+    text = json.dumps(settings, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def entries(data: str, rows: Sequence[int], ablations: Sequence[str] | None) -> list[Entry]:
@@ -157,14 +161,22 @@ def runs_of(entry: Entry, seeds: Sequence[int], root: Path) -> list[Run]:
     return [Run(entry, seed, root) for seed in entry.seeds(seeds)]
 
 
-def prepare(data: str) -> None:
-    """Draw what is drawn; other data are the user's."""
-    if data == 'mini':
-        draw_mini()
+def prepare(data: str, chosen: Sequence[Entry]) -> None:
+    """Draw what is drawn, with the vocabularies that configs name; other data are the user's."""
+    if data != 'mini':
+        return
+    draw_mini()
+    for entry in chosen:
+        if not Path(entry.cfg.model.tokenizer.vocab).is_file():
+            run('tools/dataset_converters/build_entities.py', entry.config)
 
 
 def carry_out(runs: Sequence[Run], jobs: int) -> list[str]:
-    """Have all runs done, some side by side; returns what failed, in words, after all others."""
+    """Have all runs done, some side by side; returns what failed, in words, after all others.
+
+    Raises:
+        SystemExit: they start from weights that were made with other settings.
+    """
     # current first: it reads the configs, which threads must not do at once
     todo = [r for r in with_sources(runs) if not (r.current and r.done)]
     labels = {r: f'[{number}/{len(todo)}] {r.name}' for number, r in enumerate(todo, 1)}
@@ -178,9 +190,13 @@ def carry_out(runs: Sequence[Run], jobs: int) -> list[str]:
             failed.append(f'{label}: {error}')
             print(failed[-1], flush=True)
 
-    for weights, start in dict(filter(None, (r.entry.start for r in todo))).items():
+    starts = dict(filter(None, (r.entry.start for r in todo))).items()
+    of = {start.config: digest(start.settings) for _, start in starts}
+    for weights, start in starts:
+        check_start(weights, start.config, of[start.config])
+    for weights, start in starts:
         if not weights.is_file():
-            attempt(start.stem, partial(train_start, start.config))
+            attempt(start.stem, partial(make_start, weights, start.config, of[start.config]))
     threads = max(CORES // jobs, 1)
     for borrows in (False, True):  # what others take their checkpoints from comes first
         pool = ThreadPoolExecutor(jobs)
@@ -204,6 +220,9 @@ def with_sources(runs: Sequence[Run]) -> list[Run]:
 
 def have(r: Run, label: str, threads: int) -> None:
     """Train and test one run, from where it was; one of other settings is put aside."""
+    source = Run(r.entry.source, r.seed, r.root) if r.entry.source else r
+    if source is not r and not source.found.get('done'):
+        raise SystemExit(f'{source.name}, whose checkpoint it tests, is not finished; run again.')
     if r.folder.exists() and not r.current:
         aside = (r.folder.with_name(f'{r.folder.name}.{n}') for n in count(1))
         old = r.folder.rename(next(path for path in aside if not path.exists()))
@@ -214,7 +233,6 @@ def have(r: Run, label: str, threads: int) -> None:
     options = dict(threads=threads, log=r.folder / 'run.log', label=label)
     if r.entry.trained:
         run('tools/train.py', r.entry.config, '--resume', 'auto', *common, **options)
-    source = Run(r.entry.source, r.seed, r.root) if r.entry.source else r
     checkpoint = 'none' if r.entry.row == 1 else str(best_checkpoint(source.folder))
     out = ['--out', str(r.dump)]
     run('tools/test.py', r.entry.config, checkpoint, *out, *common, **options)
@@ -224,21 +242,6 @@ def have(r: Run, label: str, threads: int) -> None:
 
 def write(r: Run, done: bool) -> None:
     """Say of which settings the folder is, and whether it is complete."""
-    content = json.dumps(r.card | dict(done=done), indent=1)
-    (r.folder / 'run.json').write_text(content + '\n', encoding='utf-8')
-
-
-def row_numbers(words: Sequence[str]) -> list[int]:
-    """Rows as the command line has them.
-
-    >>> row_numbers(['1-3', '5'])
-    [1, 2, 3, 5]
-    """
-    found = []
-    for word in words:
-        match = re.fullmatch(r'(\d+)(?:-(\d+))?', word)
-        if not match:
-            raise SystemExit(f'--rows {word}: give numbers as 5 or 1-3, of {list(ROWS)}.')
-        first, last = match[1], match[2] or match[1]
-        found += range(int(first), int(last) + 1)
-    return found
+    new = r.folder / 'run.json.new'
+    new.write_text(json.dumps(r.card | dict(done=done), indent=1) + '\n', encoding='utf-8')
+    new.replace(r.folder / 'run.json')  # at once: killed in between, it must not be half a file

@@ -113,7 +113,9 @@ def poster(protocols: Sequence[str], protocol: str) -> dict[int, Row]:
 
 
 def differences(table: Sequence[Scored], protocol: str, options: Mapping) -> Iterator[dict]:
-    """SumR of B minus that of A, of steps between rows and of each ablation with its parent.
+    """SumR of B minus that of A: steps between rows, and each ablation against another config.
+
+    That is row 5, or what its config names as ``compare_with``.
 
     Yields:
         ``a``, ``b`` and ``difference`` as means over the seeds that both have, ``low``, ``high``

@@ -25,19 +25,21 @@ from eiclip_mm.models import EICLIP, OpenCLIP
 def sense(cfg: Config, args: argparse.Namespace) -> tuple[dict, list]:
     """AUC of names for photos of their products and of what they mean every day."""
     dataset, after = dataset_of(cfg), model_of(cfg, args.checkpoint)
-    before = model_of(cfg, 'none')
-    vocab = after.vocab
+    models, vocab = dict(text=after), after.vocab
+    if cfg.model.towers.get('pretrained'):  # else the heads before are drawn and mean nothing
+        models = dict(before=model_of(cfg, 'none')) | models
     holds = holding(
         entity_ids(after.tokenizer, texts_of(dataset), args.type), vocab.size(args.type)
     )
-    photos = embed_photos(cfg, [before, after], dataset)
-    daily, pictures = everyday(cfg, args, [before, after])
-    kinds = dict(
-        before=(names_as(before, args.type), *photos[:1], *pictures[:1]),
-        text=(names_as(after, args.type), *photos[1:], *pictures[1:]),
-    )
+    photos = embed_photos(cfg, [*models.values()], dataset)
+    daily, pictures = everyday(cfg, args, [*models.values()])
+    seen = [photos, pictures] if pictures else [photos]
+    kinds = {
+        kind: (names_as(model, args.type), *own)
+        for (kind, model), *own in zip(models.items(), *seen, strict=True)
+    }
     if isinstance(after, EICLIP):
-        kinds['entity'] = (names_as(after, args.type, entities=True), *photos[1:], *pictures[1:])
+        kinds['entity'] = (names_as(after, args.type, entities=True), *kinds['text'][1:])
     found = {}  # by name and kind: its measures
     for row, name in enumerate(vocab.names[args.type]):
         own = holds[:, row + 1]
@@ -107,7 +109,7 @@ def told_senses(found: Mapping, kinds: Sequence[str], photos: int) -> tuple[dict
     """Means over names, with what each name's measures are."""
     rows, measures = [['AUC', 'names', *(f'{kind} [95 %]' for kind in kinds)]], {}
     for name in ('products', 'everyday', 'everyday above products'):
-        having = [own for own in found.values() if name in own['before']]
+        having = [own for own in found.values() if name in own['text']]
         if len(having) < 2:
             continue
         columns = {kind: torch.tensor([own[kind][name] for own in having]) for kind in kinds}
@@ -118,8 +120,13 @@ def told_senses(found: Mapping, kinds: Sequence[str], photos: int) -> tuple[dict
         rows.append([name, str(len(having)), *cells])
     if not measures:
         raise ValueError('fewer than two known names have products here; give another --type.')
+    before = (
+        'before: the towers as pretrained'
+        if 'before' in kinds
+        else 'no "before", for the config has no model.towers.pretrained'
+    )
     said = (
-        f'{len(found)} names among {photos} photos; before: the towers as pretrained, text: the '
-        'name as a text, entity: with its entity. 0.5 is chance.'
+        f'{len(found)} names among {photos} photos; {before}, text: the name as a text, entity: '
+        'with its entity. 0.5 is chance.'
     )
     return dict(said=said, means=measures, names=found), rows

@@ -54,13 +54,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         result, rows = args.measure(opened(args), args)
     except (ValueError, OSError) as error:
         raise SystemExit(str(error)) from error
-    print(
-        f'{args.what}, {args.type}: {args.config}, {getattr(args, "checkpoint", "no checkpoint")}'
-    )
+    asked = ', '.join(getattr(args, k) for k in ('what', 'type') if k in args)
+    print(f'{asked}: {args.config}, {getattr(args, "checkpoint", "no checkpoint")}')
     print(f'\n{result["said"]}\n\n{grid(rows)}')
     if args.out:
-        given = {k: str(v) for k, v in vars(args).items() if k in ('what', 'config', 'checkpoint')}
-        content = given | dict(type=args.type) | result
+        keys = ('what', 'config', 'checkpoint', 'type')
+        content = {k: getattr(args, k) for k in keys if k in args} | result
         args.out.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding='utf-8')
 
 
@@ -75,6 +74,10 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         parsers[what] = kinds.add_parser(what)
         add_options(parsers[what], checkpoint=what != 'tokens')
         parsers[what].set_defaults(measure=measure)
+        if what not in ('tokens', 'tags'):  # those are of all types
+            parsers[what].add_argument(
+                '--type', default='brand', help='entity type (default brand)'
+            )
     for what in ('swap', 'new-brand'):
         parsers[what].add_argument('--seed', type=int, default=0, help='of what is drawn')
     parsers['sense'].add_argument(

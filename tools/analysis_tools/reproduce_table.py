@@ -7,12 +7,15 @@ where it was. Needs pip install 'eiclip_mm[report]'; products also the extra [hf
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 import _results as results
-from _plan import SUFFIXES, Run, carry_out, entries, prepare, row_numbers, runs_of
+from _plan import ROWS, SUFFIXES, Run, carry_out, entries, prepare, runs_of
+from _runs import alone_in
 
 import eiclip_mm  # noqa: F401  (checks the installation)
 from eiclip_mm.evaluation.report import Row, Table, check_writable, grid, to_markdown
@@ -34,7 +37,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add('--seeds', nargs='+', type=int, default=[0, 1, 2], help='by default 0 1 2')
     add('--jobs', type=int, default=2, help='runs side by side, default 2')
     add('--work-dir', type=Path, default=Path('work_dirs/table'), help='where runs are kept')
-    add('--out', type=Path, default=Path('docs/results'), help='folder of the results')
+    add('--out', type=Path, default=Path('work_dirs/results'), help='folder of the results')
     add('--no-run', action='store_true', help='train and test nothing, show what is there')
     args = parser.parse_args(argv)
     args.rows = row_numbers(args.rows)
@@ -43,17 +46,36 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
+def row_numbers(words: Sequence[str]) -> list[int]:
+    """Rows as the command line has them.
+
+    >>> row_numbers(['1-3', '5'])
+    [1, 2, 3, 5]
+    """
+    found = []
+    for word in words:
+        match = re.fullmatch(r'(\d+)(?:-(\d+))?', word)
+        if not match:
+            raise SystemExit(f'--rows {word}: give numbers as 5 or 1-3, of {list(ROWS)}.')
+        first, last = match[1], match[2] or match[1]
+        found += range(int(first), int(last) + 1)
+    return found
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Run what is missing, then score, print and write what is there."""
     args = parse_args(argv)
+    if lacking := [name for name in ('matplotlib', 'scipy') if not find_spec(name)]:
+        raise SystemExit(f"{', '.join(lacking)} not installed: pip install 'eiclip_mm[report]'")
     failed = []
     try:
         check_writable(args.out / f'{args.data}.md')  # the others stand beside it
         chosen = entries(args.data, args.rows, args.ablations)
         runs = {e: runs_of(e, args.seeds, args.work_dir / args.data) for e in chosen}
         if not args.no_run:
-            prepare(args.data)
-            failed = carry_out([run for own in runs.values() for run in own], args.jobs)
+            with alone_in(args.work_dir / args.data):
+                prepare(args.data, chosen)
+                failed = carry_out([run for own in runs.values() for run in own], args.jobs)
         table = [results.score(entry, own) for entry, own in runs.items()]
         found = content(args, table, [run for own in runs.values() for run in own])
         text = '\n\n'.join(markdown(found))
@@ -111,7 +133,8 @@ def markdown(found: Mapping) -> Iterator[str]:
             yield f'### Differences of SumR, {name}\n\n{differences_grid(part["differences"])}'
             yield (
                 'Paired product by product, of the mean over seeds; p-values of a permutation '
-                'test over products, not corrected for how many there are.'
+                'test over products, not corrected for how many there are. They take these '
+                'trainings as given; another training may differ as the seeds do.'
             )
         if part['gap']:
             yield gap_line(part['gap'])
@@ -163,6 +186,11 @@ def write(stem: Path, text: str, found: Mapping) -> None:
     path.write_text(text + '\n', encoding='utf-8')
     lines = json.dumps(rounded(as_json(found)), indent=1, ensure_ascii=False)
     stem.with_suffix('.json').write_text(lines + '\n', encoding='utf-8')
+    for old in (
+        *stem.parent.glob(f'{stem.name}_ladder.*'),
+        *stem.parent.glob(f'{stem.name}_effects.*'),
+    ):
+        old.unlink()  # these results may have no such picture
     for name, part in list(found['tables'].items())[:1]:  # the poster's protocol
         rows = {s.entry.row: row for s, row in part['rows'].items() if s.entry.row and row.values}
         if rows:

@@ -11,21 +11,23 @@ training was not learnt from then on, though all is opened again here. Source: o
 import argparse
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from _diagnose import checkpoint_path, fill_cache
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner, load_checkpoint
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 import eiclip_mm  # noqa: F401  (checks the installation)
 from eiclip_mm.evaluation.report import check_writable, grid
 from eiclip_mm.models import EICLIP, EffectCESelector
-from eiclip_mm.models.ce_selector import bootstrap_interval
+from eiclip_mm.models.ce_selector import bootstrap_interval, product_features
 from eiclip_mm.models.losses import log_prob_of_positives
 from eiclip_mm.registry import MODELS
 
@@ -46,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if args.out:
             check_writable(args.out)
         batches = select_products(cfg)
-        runs = [study(trained(cfg, path), batches, path) for path in args.checkpoints]
+        runs = [study(cfg, trained(cfg, path), batches, path) for path in args.checkpoints]
         roles = read_roles(args.truth, list(runs[0]['effects'])) if args.truth else {}
     except (ValueError, OSError) as error:
         raise SystemExit(str(error)) from error
@@ -56,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         args.out.write_text(json.dumps(found, indent=1, ensure_ascii=False), encoding='utf-8')
 
 
-def select_products(cfg: Config) -> Iterable[dict]:
+def select_products(cfg: Config) -> DataLoader:
     """Batches of the products that entities are chosen on.
 
     Raises:
@@ -78,11 +80,12 @@ def trained(cfg: Config, checkpoint: str) -> EICLIP:
 
     Raises:
         ValueError: the config's model is no EI-CLIP, or the weights are of another.
-        FileNotFoundError: no such checkpoint.
+        SystemExit: no such checkpoint.
     """
-    if not Path(checkpoint).is_file():
-        raise FileNotFoundError(f'checkpoint {checkpoint} does not exist.')
-    cfg.model.towers.pretrained = None  # the checkpoint holds all weights
+    cfg = Config(cfg.to_dict())  # without the pretrained towers
+    path = checkpoint_path(cfg, checkpoint)
+    if path is None:
+        raise ValueError('nothing is trained in the checkpoint "none"; give one of a training run.')
     model = MODELS.build(cfg.model)
     if not isinstance(model, EICLIP):
         raise ValueError(
@@ -90,7 +93,7 @@ def trained(cfg: Config, checkpoint: str) -> EICLIP:
             'an EICLIP, such as configs/eiclip_fashiongen_mini.py.'
         )
     try:
-        load_checkpoint(model, checkpoint, map_location='cpu', strict=True)
+        load_checkpoint(model, str(path), map_location='cpu', strict=True)
     except (RuntimeError, ValueError) as error:  # weights missing, or another vocabulary
         raise ValueError(f'{checkpoint} is of another model than the config: {error}') from error
     if not isinstance(model.selector, EffectCESelector):  # row 4 keeps all
@@ -106,10 +109,11 @@ def read_roles(path: Path, types: Sequence[str]) -> dict[str, str]:
     return {type_: planted[type_]['role'] for type_ in types}
 
 
-def study(model: EICLIP, batches: Iterable[dict], checkpoint: str) -> dict:
+def study(cfg: Config, model: EICLIP, batches: DataLoader, checkpoint: str) -> dict:
     """What CE-Selector keeps with these weights, and what brute force finds."""
+    fill_cache(cfg, model, batches.dataset)
     effects = model.selector.choose(model, batches)
-    features = encoded(model, batches)
+    features = product_features(model, batches)
     everything = torch.ones(features['entity_ids'].shape)  # the choice is not applied
 
     def encode(entity_ids: Tensor) -> Tensor:
@@ -130,18 +134,6 @@ def study(model: EICLIP, batches: Iterable[dict], checkpoint: str) -> dict:
         **{name: named[i] for name, i in found.items()},
         values=[dict(types=n, value=v) for n, v in zip(named, means, strict=True)],
     )
-
-
-@torch.no_grad()
-def encoded(model: EICLIP, batches: Iterable[dict]) -> dict[str, Tensor]:
-    """Features of products before entities enter: image (P, D), text (P, D), and their ids."""
-    columns: dict[str, list[Tensor]] = {}
-    for batch in map(model.data_preprocessor, batches):
-        batch['image'] = model.encode_image(batch['image'])
-        batch['text'] = model.towers.encode_text(batch['text'])
-        for name in ('image', 'text', 'entity_ids', 'product_id'):
-            columns.setdefault(name, []).append(batch[name])
-    return {name: torch.cat(parts) for name, parts in columns.items()}
 
 
 def subsets(num_types: int) -> list[tuple[bool, ...]]:

@@ -22,6 +22,8 @@ from eiclip_mm.datasets import CocoProducts
 from eiclip_mm.registry import DATASETS
 from eiclip_mm.structures import EntityVocab, entity_key
 
+SPLITS = dict(train='train.json', test='val_unseen.json')
+FILES = (*SPLITS.values(), 'entities.json')
 OPTIONS = """--cfg-options \\
     tokenizer.vocab={out}/entities.json \\
     train_dataloader.dataset.data_root={out} val_dataloader.dataset.data_root={out} \\
@@ -41,26 +43,25 @@ def main(argv: list[str] | None = None) -> None:
         parser.error(f'--share must lie between 0 and 1, got {args.share}')
     if not Path(args.config).is_file():
         raise SystemExit(f'config {args.config} does not exist.')
+    if there := [name for name in FILES if (args.out / name).exists()]:
+        raise SystemExit(
+            f'--out {args.out} holds {", ".join(there)}, which would be lost; give a new folder.'
+        )
     cfg = Config.fromfile(args.config)
     init_default_scope('eiclip_mm')
     datasets = {split: build(cfg, split) for split in ('train', 'test')}
     products = {split: held(d, args.type, args.share) for split, d in datasets.items()}
     vocab = without(EntityVocab.load(cfg.model.tokenizer.vocab), args.type, args.share)
+    chosen = {split: wanted(split, datasets[split], own) for split, own in products.items()}
     args.out.mkdir(parents=True, exist_ok=True)
     vocab.save(args.out / 'entities.json')
-    for split, name, wanted in (('train', 'train', False), ('test', 'val_unseen', True)):
+    for split, name in SPLITS.items():
         path = Path(datasets[split].ann_file)
-        own = products[split]
-        chosen = {product_id for product_id, is_held in own.items() if is_held == wanted}
-        if not chosen:
-            raise SystemExit(
-                f'no product of {path} is left for {name}.json; choose another --share.'
-            )
         root = Path(datasets[split].image_root or path.parent)
-        content = part(json.loads(path.read_text(encoding='utf-8-sig')), chosen, root, args.out)
-        file = args.out / f'{name}.json'
-        file.write_text(json.dumps(content, ensure_ascii=False), encoding='utf-8')
-        print(f'{file}: {len(chosen)} of {len(own)} products')
+        whole = json.loads(path.read_text(encoding='utf-8-sig'))
+        content = part(whole, chosen[split], root, args.out)
+        (args.out / name).write_text(json.dumps(content, ensure_ascii=False), encoding='utf-8')
+        print(f'{args.out / name}: {len(chosen[split])} of {len(products[split])} products')
     print(f'train and test with\n{OPTIONS.format(out=args.out)}')
 
 
@@ -93,6 +94,18 @@ def held(dataset: CocoProducts, type_: str, share: float) -> dict[int, bool]:
         )
         for record in records
     }
+
+
+def wanted(split: str, dataset: CocoProducts, products: Mapping[int, bool]) -> set[int]:
+    """Products of a new file: of train those without held-out entities, of test the others."""
+    chosen = {
+        product_id for product_id, is_held in products.items() if is_held == (split == 'test')
+    }
+    if not chosen:
+        raise SystemExit(
+            f'no product of {dataset.ann_file} is left for {SPLITS[split]}; choose another --share.'
+        )
+    return chosen
 
 
 def without(vocab: EntityVocab, type_: str, share: float) -> EntityVocab:
