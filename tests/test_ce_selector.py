@@ -19,7 +19,8 @@ from eiclip_mm.models import (
     KeepTypes,
     causal_effects,
 )
-from eiclip_mm.models.ce_selector import EntityTable, bootstrap_interval
+from eiclip_mm.models.causal_effects import bootstrap_interval
+from eiclip_mm.models.ce_selector import EntityTable
 from eiclip_mm.structures import EntityVocab
 
 ALL = (KeepAll, KeepNone, GatedCESelector, EffectCESelector)

@@ -1,10 +1,10 @@
 """Words that descriptions use often, as an entity type of their own.
 
-Metadata name a product's brand or colour, not that it is striped or has a hood. Frequent words of the
-description get vectors of their own beside the text tower: a bag of words in EA-Learner's tables,
-neither the poster's metadata nor a known confounder. The word stays in the text. CLIP with a frozen
-trunk has nothing like it, so EI-CLIP with keywords is to be read beside EI-CLIP without. Function
-words are not left out. Source: ours.
+Metadata name a product's brand or colour, not that it is striped or has a hood. Frequent words of
+the description get vectors of their own beside the text tower: a bag of words in EA-Learner's
+tables, neither the poster's metadata nor a known confounder. The word stays in the text. CLIP with
+a frozen trunk has nothing like it, so EI-CLIP with keywords is to be read beside EI-CLIP without.
+Function words are not left out. Source: ours.
 """
 
 from collections import Counter

@@ -2,6 +2,7 @@
 
 import mmpretrain.models  # noqa: F401  (fills the parent registries; a child does not)
 
+from .causal_effects import causal_effects
 from .ce_selector import (
     CESelector,
     EffectCESelector,
@@ -9,7 +10,6 @@ from .ce_selector import (
     KeepAll,
     KeepNone,
     KeepTypes,
-    causal_effects,
 )
 from .ea_learner import EALearner
 from .ei_clip import EICLIP, OpenCLIP

@@ -18,7 +18,7 @@ from eiclip_mm.engine import ImageFeatureCache
 from eiclip_mm.evaluation import Embeddings
 from eiclip_mm.evaluation.statistics import Difference
 from eiclip_mm.models import OpenCLIP
-from eiclip_mm.models.ce_selector import bootstrap_interval
+from eiclip_mm.models.causal_effects import bootstrap_interval
 from eiclip_mm.registry import DATASETS, MODELS, TOKENIZER
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))

@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader
 import eiclip_mm  # noqa: F401  (checks the installation)
 from eiclip_mm.evaluation.report import check_writable, grid
 from eiclip_mm.models import EICLIP, EffectCESelector
-from eiclip_mm.models.ce_selector import bootstrap_interval, product_features
+from eiclip_mm.models.causal_effects import bootstrap_interval, product_features
 from eiclip_mm.models.losses import log_prob_of_positives
 from eiclip_mm.registry import MODELS
 
