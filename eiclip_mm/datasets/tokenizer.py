@@ -221,6 +221,12 @@ class EntityTokenizer:
         return given
 
     @property
+    def text_fields(self) -> tuple[str, ...]:
+        """Names of the text fields it reads, those that are no entity types, in their order."""
+        names = [name for field in self.fields for name in _NAMES.findall(field) or [field]]
+        return tuple(dict.fromkeys(name for name in names if name not in self.vocab.types))
+
+    @property
     def reading(self) -> dict:
         """How a product becomes text and ids, as plain JSON; models keep it in checkpoints."""
         more = dict(text_types=list(self.text_types)) if self.text_types else {}

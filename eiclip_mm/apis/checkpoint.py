@@ -1,0 +1,146 @@
+"""A checkpoint as it is handed over: weights, and the config and vocabulary inside it.
+
+Opening one runs nothing that stands in it: weights are read with ``weights_only=True``, the config
+as literals, and its types are names of registries, never import paths.
+"""
+
+import ast
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from mmengine.config import Config
+from torch import Tensor
+
+from eiclip_mm.models.ei_clip import vocab_of_state
+from eiclip_mm.structures import EntityVocab
+
+SCOPES = ('eiclip_mm', 'mmpretrain', 'mmengine', 'mmcv')
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """What a checkpoint holds.
+
+    Attributes:
+        path: the file.
+        config: of the training run.
+        state: weights by name.
+        meta: epoch, seed, what it was chosen on.
+    """
+
+    path: Path
+    config: Config
+    state: dict[str, Tensor]
+    meta: dict
+
+    @property
+    def vocab(self) -> EntityVocab:
+        """What its entity ids mean."""
+        return vocab_of_state(self.state['_extra_state'])
+
+    @property
+    def model(self) -> dict:
+        """Config of the model to load the weights into: its own vocabulary, nothing pretrained."""
+        model = self.config.model.to_dict()
+        towers = dict(model['towers'], pretrained=None, image_weights=None)
+        for only_in_training in ('micro_batch', 'grad_checkpointing', 'compile'):
+            towers.pop(only_in_training, None)
+        tokenizer = dict(model['tokenizer'], vocab=self.vocab)
+        return dict(model, towers=towers, tokenizer=tokenizer, _scope_='eiclip_mm')
+
+    @property
+    def sha256(self) -> str:
+        """Of the file."""
+        with open(self.path, 'rb') as file:
+            return hashlib.file_digest(file, 'sha256').hexdigest()
+
+
+def open_checkpoint(path: str | Path, config: Config | str | Path | None = None) -> Checkpoint:
+    """Read a checkpoint of ``tools/train.py``.
+
+    Args:
+        path: the file.
+        config: instead of the one inside: for checkpoints of a model that is not ours.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a checkpoint of this package, or one that needs more than data to be read.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f'checkpoint {path} does not exist; tools/train.py writes one to '
+            'work_dirs/CONFIG/best_*.pth.'
+        )
+    try:
+        loaded = torch.load(path, map_location='cpu', weights_only=True)
+    except Exception as error:  # pickle's own errors have no common class
+        raise ValueError(f'{path} cannot be read safely as a checkpoint: {error!s:.300}') from error
+    if not isinstance(loaded, dict) or '_extra_state' not in loaded.get('state_dict', {}):
+        raise ValueError(
+            f'{path} is no checkpoint of eiclip_mm: it holds no vocabulary. Give a file that '
+            'tools/train.py wrote.'
+        )
+    meta = loaded.get('meta', {})
+    if config is None:
+        config = _config(meta.get('cfg', ''), path)
+    elif not isinstance(config, Config):
+        config = Config.fromfile(config)
+    return Checkpoint(path, config, loaded['state_dict'], meta)
+
+
+def _config(text: str, path: Path) -> Config:
+    """The config that mmengine wrote into a checkpoint, without running it."""
+    try:
+        statements = ast.parse(text).body
+        config = {s.targets[0].id: _literal(s.value) for s in statements}
+    except (SyntaxError, AttributeError, ValueError, TypeError, RecursionError) as error:
+        raise ValueError(
+            f'the config inside {path} is not plain data ({error}); give the config it was '
+            'trained with: config=..., or --config.'
+        ) from error
+    if 'model' not in config or 'test_dataloader' not in config:
+        raise ValueError(
+            f'{path} holds no config with model and test_dataloader; give the config it was '
+            'trained with: config=..., or --config.'
+        )
+    for type_ in _types(dict(model=config['model'], test=config['test_dataloader'])):
+        # a dotted name would be imported, whatever it is
+        *scope, name = type_.split('.')
+        if not name.isidentifier() or scope not in ([], *([scope] for scope in SCOPES)):
+            raise ValueError(
+                f'the config inside {path} names type {type_!r}; in a checkpoint it must be a '
+                f'registered name, alone or behind one of {SCOPES}. If you trust it, give the '
+                'config it was trained with: config=..., or --config.'
+            )
+    return Config(config)
+
+
+def _literal(node: ast.expr):
+    """The value of an expression of literals and ``dict(...)``."""
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == 'dict':
+        if node.args or any(keyword.arg is None for keyword in node.keywords):
+            raise ValueError('dict() takes keywords alone')
+        return {keyword.arg: _literal(keyword.value) for keyword in node.keywords}
+    if isinstance(node, ast.List):
+        return [_literal(item) for item in node.elts]
+    if isinstance(node, ast.Tuple):
+        return tuple(_literal(item) for item in node.elts)
+    if isinstance(node, ast.Dict):
+        pairs = zip(node.keys, node.values, strict=True)
+        return {_literal(key): _literal(value) for key, value in pairs}
+    return ast.literal_eval(node)
+
+
+def _types(value) -> list[str]:
+    """All ``type`` values inside."""
+    if isinstance(value, dict):
+        own = [value['type']] if 'type' in value else []
+        if not all(isinstance(type_, str) for type_ in own):
+            raise ValueError(f'type must be a name, got {own[0]!r}.')
+        return own + [type_ for inner in value.values() for type_ in _types(inner)]
+    if isinstance(value, (list, tuple)):
+        return [type_ for inner in value for type_ in _types(inner)]
+    return []

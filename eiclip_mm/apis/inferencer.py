@@ -1,0 +1,82 @@
+"""A trained model, from its checkpoint alone."""
+
+from fnmatch import fnmatch
+from pathlib import Path
+
+import torch
+from mmengine.config import Config
+from modelindex.load_model_index import load
+from torch import Tensor
+
+from eiclip_mm.models import EICLIP, OpenCLIP
+from eiclip_mm.registry import MODELS
+
+from .checkpoint import open_checkpoint
+from .encoder import Encoder
+from .photos import PhotoSizing
+
+
+class EICLIPInferencer(Encoder):
+    """Embeds photos, products and queries with a checkpoint of ``tools/train.py``.
+
+    Config and vocabulary come out of the checkpoint; no other file of the training run is needed.
+
+    Args:
+        checkpoint: the file.
+        device: ``'cuda'`` where there is one, by default.
+        config: instead of the one in the checkpoint: of a model whose classes are not ours.
+        batch_size: rows at a time.
+
+    Raises:
+        FileNotFoundError, ValueError: see :func:`~eiclip_mm.apis.open_checkpoint`.
+    """
+
+    def __init__(
+        self,
+        checkpoint: str | Path,
+        device: str | torch.device | None = None,
+        config: Config | str | Path | None = None,
+        batch_size: int = 64,
+    ):
+        opened = open_checkpoint(checkpoint, config)
+        model: OpenCLIP = MODELS.build(opened.model)
+        try:
+            model.load_state_dict(opened.state)
+        except RuntimeError as error:
+            raise ValueError(
+                f'{opened.path}: the weights do not fit the config: {error!s:.500}'
+            ) from error
+        self.device = torch.device(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
+        self.model = model.to(self.device).eval().requires_grad_(False)
+        self.checkpoint, self.config = opened.path, opened.config
+        self.name, self.dim = opened.path.name, model.towers.dim
+        pipeline = opened.config.test_dataloader.dataset.pipeline
+        super().__init__(model.tokenizer, PhotoSizing(pipeline), batch_size)
+
+    def embed_pixels(self, pixels: Tensor) -> Tensor:
+        """See :class:`Encoder`."""
+        return self.model.encode_image(pixels.to(self.device))
+
+    def embed_tokens(self, text: Tensor, entity_ids: Tensor) -> Tensor:
+        """See :class:`Encoder`."""
+        return self.model.encode_product(text.to(self.device), entity_ids.to(self.device))
+
+    def weigh(self, text: Tensor, entity_ids: Tensor) -> Tensor:
+        """See :class:`Encoder`."""
+        if not isinstance(self.model, EICLIP):
+            return torch.zeros(entity_ids.shape)
+        features = self.model.towers.encode_text(text.to(self.device))
+        return self.model.selector(features, entity_ids.to(self.device))
+
+    @staticmethod
+    def list_models(pattern: str | None = None) -> list[str]:
+        """Names of the experiments in this package; no weights of them are published.
+
+        Args:
+            pattern: with wildcards, e.g. ``'*_mini'``.
+        """
+        package = Path(__file__).resolve().parents[1]
+        places = (package / '.mim', package.parent)
+        index = next(p for place in places if (p := place / 'model-index.yml').is_file())
+        names = sorted(model.name for model in load(str(index)).models)
+        return [name for name in names if fnmatch(name, pattern or '*')]

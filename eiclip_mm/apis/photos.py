@@ -1,0 +1,92 @@
+"""A photo from wherever it comes, sized as the model was tested on it."""
+
+import io
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from mmcv.transforms import Compose
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from eiclip_mm.registry import TRANSFORMS
+
+Photo = str | os.PathLike | bytes | Image.Image | np.ndarray
+
+
+def read_photo(photo: Photo) -> np.ndarray:
+    """(height, width, 3) uint8 RGB of a photo, upright as its EXIF says.
+
+    Args:
+        photo: path, bytes of a file, PIL image, or array (height, width, 3) or (height, width) of
+            uint8, in RGB.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not an image that can be decoded.
+        TypeError: none of these.
+    """
+    if isinstance(photo, np.ndarray):
+        if photo.dtype != np.uint8 or photo.ndim not in (2, 3) or 0 in photo.shape:
+            raise ValueError(
+                'an array must be (height, width, 3) or (height, width) of uint8, got '
+                f'{photo.shape} of {photo.dtype}.'
+            )
+        if photo.ndim == 3 and photo.shape[2] not in (3, 4):
+            raise ValueError(f'an array must have 3 channels, RGB, got {photo.shape}.')
+        photo = Image.fromarray(photo)
+    if isinstance(photo, Image.Image):
+        return _pixels(photo)
+    if not isinstance(photo, (str, os.PathLike, bytes)):
+        raise TypeError(
+            f'a photo must be a path, bytes, PIL image or array, got {type(photo).__name__}.'
+        )
+    file = io.BytesIO(photo) if isinstance(photo, bytes) else Path(photo)
+    name = f'{len(photo)} bytes' if isinstance(photo, bytes) else str(photo)
+    try:
+        with Image.open(file) as image:
+            return _pixels(image)
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f'{name}: not an image that can be decoded: {error}') from error
+
+
+def _pixels(image: Image.Image) -> np.ndarray:
+    upright = ImageOps.exif_transpose(image)
+    if upright.has_transparency_data:  # shops cut products out: their ground is white
+        upright = upright.convert('RGBA')
+        ground = Image.new('RGBA', upright.size, 'white')
+        upright = Image.alpha_composite(ground, upright)
+    return np.asarray(upright.convert('RGB'))
+
+
+class PhotoSizing:
+    """The transforms of a test pipeline between loading a photo and packing it.
+
+    Args:
+        pipeline: of ``test_dataloader.dataset``.
+    """
+
+    def __init__(self, pipeline: Sequence[Mapping]):
+        inner = [dict(step) for step in pipeline]
+        for step in inner:
+            if step['type'].rpartition('.')[2] == 'LoadImageFeature':
+                inner = [dict(step) for step in step['pipeline']]
+                break
+        self.steps = [step for step in inner if not _loads_or_packs(step['type'])]
+        self._transform = Compose(
+            [TRANSFORMS.build(dict(step, _scope_='eiclip_mm')) for step in self.steps]
+        )
+
+    def __call__(self, photo: Photo) -> Tensor:
+        """(3, height, width) uint8."""
+        pixels = read_photo(photo)
+        img = self._transform(dict(img=pixels, img_shape=pixels.shape[:2]))['img']
+        return torch.from_numpy(np.array(img.transpose(2, 0, 1), order='C'))
+
+
+def _loads_or_packs(type_: str) -> bool:
+    return type_.rpartition('.')[2].startswith(('Load', 'Pack'))
