@@ -201,7 +201,7 @@ class Encoder:
         entities = product.get('entities') or {}
         given = {k: v for k, v in product.items() if k in fields}
         wrong = {k: v for k, v in given.items() if not isinstance(v, str)}
-        if not given and not entities or wrong or not isinstance(entities, Mapping):
+        if (not given and not entities) or wrong or not isinstance(entities, Mapping):
             raise ValueError(
                 f'a product must have texts {self.text_fields} and may have entities, a list of '
                 f'names for each type, got {dict(product)!r:.200}.'
