@@ -75,7 +75,9 @@ METADATA = dict(
     ],
     python_requires='>=3.11',
     install_requires=requirements('runtime') + requirements('mminstall'),
-    extras_require={name: requirements(name) for name in ('hf', 'report', 'search', 'onnx', 'dev')},
+    extras_require={
+        name: requirements(name) for name in ('hf', 'report', 'search', 'serve', 'onnx', 'dev')
+    },
     packages=find_packages(include=['eiclip_mm', 'eiclip_mm.*']),
     package_data={'': ['py.typed', '*.json', '*.html', '*.txt']},
     zip_safe=False,

@@ -78,17 +78,20 @@ def open_checkpoint(path: str | Path, config: Config | str | Path | None = None)
         loaded = torch.load(path, map_location='cpu', weights_only=True)
     except Exception as error:  # pickle's own errors have no common class
         raise ValueError(f'{path} cannot be read safely as a checkpoint: {error!s:.300}') from error
-    if not isinstance(loaded, dict) or '_extra_state' not in loaded.get('state_dict', {}):
+    state = loaded.get('state_dict') if isinstance(loaded, dict) else None
+    try:
+        vocab_of_state(state['_extra_state'])
+    except (TypeError, KeyError, AttributeError, ValueError) as error:
         raise ValueError(
-            f'{path} is no checkpoint of eiclip_mm: it holds no vocabulary. Give a file that '
-            'tools/train.py wrote.'
-        )
-    meta = loaded.get('meta', {})
+            f'{path} is no checkpoint of eiclip_mm: it holds no vocabulary that can be read '
+            f'({error!s:.100}). Give a file that tools/train.py wrote.'
+        ) from error
+    meta = loaded.get('meta') or {}
     if config is None:
         config = _config(meta.get('cfg', ''), path)
     elif not isinstance(config, Config):
         config = Config.fromfile(config)
-    return Checkpoint(path, config, loaded['state_dict'], meta)
+    return Checkpoint(path, config, state, meta)
 
 
 def _config(text: str, path: Path) -> Config:

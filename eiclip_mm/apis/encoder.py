@@ -29,7 +29,7 @@ class Entity:
         type, name: as the vocabulary prints them.
         weight: CE-Selector's, in [0, 1]: 0 means that the intervention leaves it out.
         count: products of train that have it; 0 for one added later.
-        start, end: its characters in the text, ``None`` where it came as metadata.
+        start, end: its characters in the text; ``None``, from metadata that the text does not name.
     """
 
     type: str
