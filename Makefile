@@ -1,5 +1,6 @@
 # make setup       environment in .venv, from requirements/lock.txt; a second time does nothing
 # make quickstart  the whole walk on synthetic products, no data needed
+# make demo        search products in a browser         [CHECKPOINT=... CATALOGUE=...]
 # make test        all tests                            [ARGS="-k tokenizer"] [JOBS=2]
 # make train       one experiment                       [CONFIG=configs/...py] [GPUS=1] [ARGS=...]
 # make benchmark   every benchmark, small enough for two cores and a quarter of an hour
@@ -22,7 +23,7 @@ PY := $(PYTHON)
 ENVIRONMENT :=
 endif
 
-.PHONY: help setup quickstart test train benchmark lint clean
+.PHONY: help setup quickstart demo test train benchmark lint clean
 .DEFAULT_GOAL := help
 
 help:
@@ -47,6 +48,9 @@ $(VENV)/.installed: $(wildcard requirements/*.txt) setup.py pyproject.toml
 
 quickstart: $(ENVIRONMENT)
 	$(PY) tools/quickstart.py $(ARGS)
+
+demo: $(ENVIRONMENT)
+	$(PY) demo/app.py $(CHECKPOINT) $(if $(CATALOGUE),--catalogue $(CATALOGUE)) $(ARGS)
 
 test: $(ENVIRONMENT)
 	$(PY) -m pytest -n $(JOBS) $(ARGS)

@@ -4,6 +4,7 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tiny
 import torch
@@ -17,7 +18,8 @@ from eiclip_mm.datasets import CocoProducts, EntityTokenizer
 from eiclip_mm.datasets.synthetic import FILES, write_mini_fashiongen
 from eiclip_mm.evaluation import Embeddings, evaluate
 from eiclip_mm.evaluation.diagnostics import auc, swap_effects
-from eiclip_mm.models.new_entities import add_entities, extended
+from eiclip_mm.models import add_entities, drop_entities, extended
+from eiclip_mm.models.new_entities import STRENGTHS, regressed
 from eiclip_mm.registry import MODELS, TOKENIZER
 from eiclip_mm.structures import EntityVocab
 
@@ -124,11 +126,51 @@ def test_other_products_stay_as_they_are_to_the_bit(selector, prior):
     assert ids['entity_ids'][0, :, 0].tolist() == [4, 3]
     rows = model.learner.table.rows(ids['entity_ids'])[0, :, 0]
     assert rows.tolist() == [4, 7]  # brands 1 to 4, then compositions 5 to 7
-    name = torch.from_numpy(model.tokenizer.encode_names())[rows - 1]
     with torch.no_grad():
-        meant = model.towers.encode_text(name)
-    for table in (*model.learner.general, *model.learner.learned):
-        torch.testing.assert_close(table[rows], meant)
+        names = model.towers.text_trunk(torch.from_numpy(model.tokenizer.encode_names()))
+    old = torch.tensor([1, 2, 3, 5, 6])
+    (general,) = model.learner.general
+    meant = ridge(names[old - 1], general[old], names[rows - 1])
+    torch.testing.assert_close(general[rows], meant, rtol=1e-3, atol=1e-4)
+    for table in model.learner.learned:
+        torch.testing.assert_close(table[4], table[1:4].mean(0))
+        torch.testing.assert_close(table[7], table[5:7].mean(0))
+
+
+def ridge(x, y, new):
+    """Of unit rows, with the strength whose error on each row, learnt from the others, is least."""
+    x, y, new = (rows.double().numpy() for rows in (x, y, new))
+    x, new = (rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (x, new))
+    largest = np.linalg.svd(x - x.mean(0))[1][0] ** 2
+
+    def fit(x, y, new, strength):
+        inner = (x - x.mean(0)).T @ (x - x.mean(0)) + strength * np.eye(x.shape[1])
+        weight = np.linalg.solve(inner, (x - x.mean(0)).T @ (y - y.mean(0)))
+        return (new - x.mean(0)) @ weight + y.mean(0)
+
+    def error(strength):
+        rest = [np.arange(len(x)) != i for i in range(len(x))]
+        found = [fit(x[r], y[r], x[~r], strength) for r in rest]
+        return sum(np.square(f - y[~r]).sum() for f, r in zip(found, rest, strict=True))
+
+    strengths = [share * largest for share in STRENGTHS]
+    return torch.from_numpy(fit(x, y, new, min(strengths, key=error))).float()
+
+
+@pytest.mark.parametrize('noise', [0.0, 0.3, 30.0])
+def test_a_regression_is_as_strong_as_leaving_one_out_asks(noise):
+    generator = torch.Generator().manual_seed(1)
+    x, new = torch.randn(24, 5, generator=generator), torch.randn(3, 5, generator=generator)
+    weight = torch.randn(5, 4, generator=generator)
+    unit = torch.nn.functional.normalize
+    y = unit(x) @ weight + 7 + noise * torch.randn(24, 4, generator=generator)
+    found = regressed(x, y, new)
+    torch.testing.assert_close(found, ridge(x, y, new), rtol=1e-4, atol=1e-4)
+    if noise == 0:
+        torch.testing.assert_close(found, unit(new) @ weight + 7, rtol=1e-3, atol=1e-3)
+    assert regressed(x[:1], y[:1], new).equal(y[:1].expand(3, -1))
+    same = regressed(x[:1].expand(9, -1), y[:9], new)
+    torch.testing.assert_close(same, y[:9].mean(0).expand(3, -1))
 
 
 def test_an_added_entity_speaks_and_trains():
@@ -165,14 +207,50 @@ def test_a_selector_keeps_new_entities_of_types_that_it_keeps():
     assert model.selector.weight.tolist() == [1, 0, 1, 0, 1, 0, 0, 0]
 
 
-def test_photos_start_learned_senses():
-    model = trained(num_learned=2)
-    length = model.learner.learned[:, 1:].norm(dim=-1).mean(1).detach()
-    photos = torch.randn(2, 32, generator=torch.Generator().manual_seed(0))
-    add_entities(model, grown_tokenizer(model), photos)
-    learned = model.learner.learned[:, [4, 7]].detach()
-    expected = photos / photos.norm(dim=1, keepdim=True) * length[:, None, None]
-    torch.testing.assert_close(learned, expected)
+def test_photos_tell_learned_senses_as_those_of_their_type_teach():
+    """Learned senses that are a linear map of photos are read off the photos of a new entity."""
+    names = {f'shop {i}': f'shop {i}' for i in range(40)}
+    vocab = EntityVocab(dict(brand=tuple(names), composition=('silk',)), dict(
+        brand=(1,) * 40, composition=(1,)
+    ))  # fmt: skip
+    model = tiny.model(tokenizer=tiny.tokenizer(vocab=vocab), learner=dict(
+        type='EALearner', num_learned=2
+    )).eval()  # fmt: skip
+    generator = torch.Generator().manual_seed(0)
+    photos = torch.randn(43, 32, generator=generator)  # 41 brands, 2 compositions
+    photos = torch.nn.functional.normalize(photos, dim=1)
+    maps = torch.randn(2, 32, 32, generator=generator)
+    with torch.no_grad():
+        model.learner.learned[:, 1:41] = photos[:40] @ maps
+    photos[[3, 41]] = torch.nan  # without photos
+    before = model.learner.learned.detach().clone()
+    new = TOKENIZER.build(tiny.tokenizer(vocab=extended(vocab, NEW)))
+    add_entities(model, new, photos)
+    learned = model.learner.learned.detach()
+    torch.testing.assert_close(learned[:, 41], photos[40] @ maps, rtol=0, atol=0.02)
+    assert learned[:, [*range(41), 42]].equal(before)
+    torch.testing.assert_close(learned[:, 43], before[:, 41])  # of one composition, as it is
+
+
+def test_dropped_is_the_inverse_of_added():
+    for selector in SELECTORS:
+        model = trained(selector)
+        tokenizer, state = model.tokenizer, {k: v.clone() for k, v in model.state_dict().items()}
+        add_entities(model, grown_tokenizer(model))
+        drop_entities(model, tokenizer)
+        assert set(model.state_dict()) == set(state)
+        assert all(v.equal(state[k]) for k, v in model.state_dict().items())
+        expected = product(model)
+        some = EntityVocab(dict(brand=("Levi's",), composition=('silk',)), dict(
+            brand=(2,), composition=(10,)
+        ))  # fmt: skip
+        few = [
+            p for p in tiny.PRODUCTS if p[2] in (dict(brand=["Levi's"]), dict(composition=['silk']))
+        ]
+        rows = [tiny.PRODUCTS.index(p) for p in few]
+        drop_entities(model, TOKENIZER.build(tiny.tokenizer(vocab=some)))
+        assert len(few) == 2
+        torch.testing.assert_close(product(model, few), expected[rows], rtol=0, atol=1e-6)
 
 
 def test_what_cannot_be_added_is_refused():
@@ -201,11 +279,10 @@ def test_what_cannot_be_added_is_refused():
         add_entities(model, grown_tokenizer(model))
 
 
-def test_entities_taken_out_are_unknown_and_others_keep_their_ids():
+def test_entities_taken_out_are_unknown():
     vocab = _new_brand.taken_out(tiny.VOCAB, 'brand', [2])
-    assert [vocab.id('brand', n) for n in tiny.VOCAB.names['brand']] == [1, 0, 3]
-    new = extended(vocab, dict(brand=['Golden Goose']))
-    assert new.id('brand', 'Golden Goose') == 4
+    assert vocab.names == dict(tiny.VOCAB.names, brand=('Diesel', "Levi's"))
+    assert vocab.counts == dict(tiny.VOCAB.counts, brand=(30, 2))
 
 
 # ------------------------------------------------------------------------------ the tool
@@ -330,7 +407,7 @@ def test_new_brand_compares_three_states(ask, options):
     one, two, both = differences.values()
     assert one['difference'] + two['difference'] == pytest.approx(both['difference'])
     assert one['b'] == two['a'] and two['b'] == both['b'] and one['a'] == both['a']
-    assert ('photos of train' if options else 'the name') in printed
+    assert ('photos of train' if options else 'names alone') in printed
 
 
 def test_tokens_counts_subwords(ask):

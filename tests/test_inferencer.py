@@ -240,7 +240,7 @@ def write_checkpoint(config: Config, path: Path, text: str | None = None):
         ('', 'holds no config'),
         ('model = dict(type="os.system")\ntest_dataloader = dict()', "names type 'os.system'"),
         ('model = dict(a=[dict(type="a.b.c")])\ntest_dataloader = dict()', "names type 'a.b.c'"),
-        ('model = dict(type=3)\ntest_dataloader = dict()', 'type must be a name'),
+        ('model = dict(type=3)\ntest_dataloader = dict()', 'names type 3'),
     ],
 )
 def test_a_config_that_is_more_than_data_is_not_run(trained, tmp_path, text, message):

@@ -1,9 +1,9 @@
 """The page of retrievals: what it shows, of whom, and that a shop's text can do it no harm."""
 
 import base64
-import importlib.util
 import io
 import json
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -20,12 +20,9 @@ from eiclip_mm.structures import EntityVocab
 from eiclip_mm.visualization import thumbnail
 from eiclip_mm.visualization.retrieval_page import histogram
 
-_spec = importlib.util.spec_from_file_location(
-    'compare_retrievals',
-    Path(__file__).resolve().parents[1] / 'tools/visualization/compare_retrievals.py',
-)
-tool = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(tool)
+sys.path.append(str(Path(__file__).resolve().parents[1] / 'tools/visualization'))
+import compare_retrievals as tool
+
 pytestmark = pytest.mark.usefixtures('quick_collection')
 
 EVIL = '</title><script>alert("1")</script> & \'x\' onerror=a'

@@ -45,6 +45,10 @@ class Checkpoint:
         """Config of the model to load the weights into: its own vocabulary, nothing pretrained."""
         model = self.config.model.to_dict()
         towers = dict(model['towers'], pretrained=None, image_weights=None)
+        named = isinstance(towers['model'], str)
+        text_cfg = {} if named else towers['model'].get('text_cfg', {})
+        if 'hf_model_name' in text_cfg:
+            text_cfg['hf_model_pretrained'] = False
         for only_in_training in ('micro_batch', 'grad_checkpointing', 'compile'):
             towers.pop(only_in_training, None)
         tokenizer = dict(model['tokenizer'], vocab=self.vocab)
@@ -109,15 +113,13 @@ def _config(text: str, path: Path) -> Config:
             f'{path} holds no config with model and test_dataloader; give the config it was '
             'trained with: config=..., or --config.'
         )
-    for type_ in _types(dict(model=config['model'], test=config['test_dataloader'])):
-        # a dotted name would be imported, whatever it is
-        *scope, name = type_.split('.')
-        if not name.isidentifier() or scope not in ([], *([scope] for scope in SCOPES)):
-            raise ValueError(
-                f'the config inside {path} names type {type_!r}; in a checkpoint it must be a '
-                f'registered name, alone or behind one of {SCOPES}. If you trust it, give the '
-                'config it was trained with: config=..., or --config.'
-            )
+    try:
+        check_types(dict(model=config['model'], test=config['test_dataloader']))
+    except ValueError as error:
+        raise ValueError(
+            f'the config inside {path} {error}. If you trust it, give the config it was trained '
+            'with: config=..., or --config.'
+        ) from error
     return Config(config)
 
 
@@ -137,13 +139,21 @@ def _literal(node: ast.expr):
     return ast.literal_eval(node)
 
 
-def _types(value) -> list[str]:
-    """All ``type`` values inside."""
+def check_types(value) -> None:
+    """Refuse ``type`` values that a registry would take for import paths.
+
+    Raises:
+        ValueError: names the first.
+    """
     if isinstance(value, dict):
-        own = [value['type']] if 'type' in value else []
-        if not all(isinstance(type_, str) for type_ in own):
-            raise ValueError(f'type must be a name, got {own[0]!r}.')
-        return own + [type_ for inner in value.values() for type_ in _types(inner)]
+        type_ = value.get('type', 'none')
+        *scope, name = type_.split('.') if isinstance(type_, str) else ['?', '?', '?']
+        if not name.isidentifier() or scope not in ([], *([scope] for scope in SCOPES)):
+            raise ValueError(
+                f'names type {type_!r}; it must be a registered name, alone or behind one of '
+                f'{SCOPES}'
+            )
+        value = list(value.values())
     if isinstance(value, (list, tuple)):
-        return [type_ for inner in value for type_ in _types(inner)]
-    return []
+        for inner in value:
+            check_types(inner)

@@ -1,7 +1,7 @@
 """Photos, products and queries as unit vectors, whatever runs the towers."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 
@@ -63,10 +63,12 @@ class Encoder:
     Attributes:
         name: what results are labelled with.
         dim: embedding width D.
+        sha256: of the checkpoint that it runs, or was made of.
     """
 
     name: str
     dim: int
+    sha256: str
 
     def __init__(self, tokenizer: EntityTokenizer, sizing: PhotoSizing, batch_size: int = 64):
         if batch_size < 1:
@@ -79,12 +81,12 @@ class Encoder:
         """(B, 3, height, width) uint8 -> (B, D) unit length."""
         raise NotImplementedError
 
-    def embed_tokens(self, text: Tensor, entity_ids: Tensor) -> Tensor:
-        """(B, L) token ids and (B, K, M) entity ids -> (B, D) unit length."""
-        raise NotImplementedError
+    def embed_tokens(self, text: Tensor, entity_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Products of (B, L) token ids and (B, K, M) entity ids.
 
-    def weigh(self, text: Tensor, entity_ids: Tensor) -> Tensor:
-        """(B, K, M) CE-Selector's weights; zeros of a model without entities."""
+        Returns:
+            (B, D) unit vectors, and CE-Selector's weights (B, K, M), zeros of a model without.
+        """
         raise NotImplementedError
 
     # What users call.
@@ -105,12 +107,12 @@ class Encoder:
             output: ``'torch'``, on the CPU, or ``'numpy'``; float32.
         """
         photos = list(images) if isinstance(images, (list, tuple)) else [images]
-        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-
-            def embed(part: Sequence[Photo]) -> Tensor:
-                return self.embed_pixels(torch.stack(list(pool.map(self.sizing, part))))
-
-            return self._batches(embed, photos, batch_size, progress, output)
+        parts = [torch.zeros(0, self.dim)]
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool, torch.no_grad():
+            for own in self._slices(len(photos), batch_size, progress):
+                pixels = torch.stack(list(pool.map(self.sizing, photos[own])))
+                parts.append(self.embed_pixels(pixels).float().cpu())
+        return _as(torch.cat(parts), output)
 
     def encode_products(
         self,
@@ -131,16 +133,8 @@ class Encoder:
                 without the intervention.
             batch_size, progress, output: see :meth:`encode_images`.
         """
-        encoded = self.read(products)
-        ids = torch.from_numpy(encoded.entity_ids).long() * entities
-        text = torch.from_numpy(encoded.text).long()
-
-        def embed(rows: range) -> Tensor:
-            own = slice(rows.start, rows.stop)
-            longest = int(encoded.length[own].max())  # what is beyond is padding
-            return self.embed_tokens(text[own, :longest], ids[own])
-
-        return self._batches(embed, range(len(text)), batch_size, progress, output)
+        vectors, _ = self._embed(self.read(products), entities, batch_size, progress)
+        return _as(vectors, output)
 
     def encode_queries(self, queries: str | Sequence[str], **kwargs) -> Tensor | np.ndarray:
         """(n, D) unit vectors of free texts, entities found in them; see :meth:`encode_products`.
@@ -148,17 +142,33 @@ class Encoder:
         Raises:
             TypeError: a query that is no text.
         """
-        queries = [queries] if isinstance(queries, str) else list(queries)
-        for query in queries:
-            if not isinstance(query, str):
-                raise TypeError(f'a query must be a str, got {type(query).__name__}.')
-        return self.encode_products(queries, **kwargs)
+        return self.encode_products(_check_queries(queries), **kwargs)
 
     def explain(self, products: Product | Sequence[Product]) -> list[Reading]:
         """The entities that each product or query is read with, and CE-Selector's weights."""
+        return self.encode_and_explain(products, progress=False)[1]
+
+    def encode_and_explain(
+        self,
+        products: Product | Sequence[Product],
+        batch_size: int | None = None,
+        progress: bool = True,
+        output: str = 'torch',
+        entities: bool = True,
+    ) -> tuple[Tensor | np.ndarray, list[Reading]]:
+        """:meth:`encode_products` and :meth:`explain` at once.
+
+        With ``entities=False`` readings have the text alone.
+        """
         listed = _listed(products)
-        weights = self._weights(self.read(listed))
-        return [self._reading(p, w) for p, w in zip(listed, weights, strict=True)]
+        encoded = self.read(listed)
+        vectors, weights = self._embed(encoded, entities, batch_size, progress)
+        known = [
+            {(k, int(ids[k, m])): float(own[k, m]) for k, m in np.argwhere(ids).tolist()}
+            for ids, own in zip(encoded.entity_ids * entities, weights, strict=True)
+        ]
+        readings = [self._reading(p, found) for p, found in zip(listed, known, strict=True)]
+        return _as(vectors, output), readings
 
     def __call__(
         self, inputs, kind: str, batch_size: int | None = None, progress: bool = True
@@ -175,8 +185,9 @@ class Encoder:
         options = dict(batch_size=batch_size, progress=progress, output='numpy')
         if kind == 'photo':
             return [dict(embedding=row) for row in self.encode_images(inputs, **options)]
-        encode = self.encode_queries if kind == 'query' else self.encode_products
-        rows, readings = encode(inputs, **options), self.explain(inputs)
+        if kind == 'query':
+            _check_queries(inputs)
+        rows, readings = self.encode_and_explain(inputs, **options)
         return [
             dict(embedding=row, **reading.to_dict())
             for row, reading in zip(rows, readings, strict=True)
@@ -208,20 +219,6 @@ class Encoder:
             )
         return fields | given, dict(entities)
 
-    @torch.no_grad()
-    def _weights(self, encoded: EncodedTexts) -> list[dict[tuple[int, int], float]]:
-        """For each text, CE-Selector's weight of each (type number, entity id)."""
-        found = []
-        for start in range(0, len(encoded.text), self.batch_size):
-            text, ids = (
-                torch.from_numpy(column[start : start + self.batch_size]).long()
-                for column in (encoded.text, encoded.entity_ids)
-            )
-            for own, weights in zip(ids, self.weigh(text, ids).cpu(), strict=True):
-                known = own.nonzero().tolist()  # of (type number, value)
-                found.append({(k, int(own[k, m])): float(weights[k, m]) for k, m in known})
-        return found
-
     def _reading(self, product: Product, weights: Mapping[tuple[int, int], float]) -> Reading:
         fields, entities = self._parts(product)
         text = clean_text(self.tokenizer.compose(fields, entities))
@@ -239,18 +236,41 @@ class Encoder:
         return Reading(text, tuple(found))
 
     @torch.no_grad()
-    def _batches(
-        self, embed: Callable, rows: Sequence, batch_size: int | None, progress: bool, output: str
-    ) -> Tensor | np.ndarray:
-        if output not in OUTPUTS:
-            raise ValueError(f'output={output!r} is not known; choose one of {OUTPUTS}.')
+    def _embed(
+        self, encoded: EncodedTexts, entities: bool, batch_size: int | None, progress: bool
+    ) -> tuple[Tensor, Tensor]:
+        """(T, D) unit vectors and (T, K, M) weights."""
+        ids = torch.from_numpy(encoded.entity_ids).long() * entities
+        text = torch.from_numpy(encoded.text).long()
+        vectors, weights = [torch.zeros(0, self.dim)], [torch.zeros(0, *ids.shape[1:])]
+        for own in self._slices(len(text), batch_size, progress):
+            longest = int(encoded.length[own].max())  # what is beyond is padding
+            embedded = self.embed_tokens(text[own, :longest], ids[own])
+            for parts, rows in zip((vectors, weights), embedded, strict=True):
+                parts.append(rows.float().cpu())
+        return torch.cat(vectors), torch.cat(weights)
+
+    def _slices(self, n: int, batch_size: int | None, progress: bool) -> Iterator[slice]:
         size = batch_size or self.batch_size
-        starts = range(0, len(rows), size)
-        bar = tqdm(starts, unit=' rows', unit_scale=size, disable=not progress or len(starts) < 4)
-        parts = [embed(rows[start : start + size]).float().cpu() for start in bar]
-        vectors = torch.cat(parts) if parts else torch.zeros(0, self.dim)
-        return vectors.numpy() if output == 'numpy' else vectors
+        starts = range(0, n, size)
+        hidden = not progress or len(starts) < 4
+        for start in tqdm(starts, unit=' rows', unit_scale=size, disable=hidden):
+            yield slice(start, min(start + size, n))
 
 
 def _listed(products: Product | Sequence[Product]) -> list[Product]:
     return [products] if isinstance(products, (str, Mapping)) else list(products)
+
+
+def _check_queries(queries: str | Sequence[str]) -> list[str]:
+    queries = _listed(queries)
+    for query in queries:
+        if not isinstance(query, str):
+            raise TypeError(f'a query must be a str, got {type(query).__name__}.')
+    return queries
+
+
+def _as(vectors: Tensor, output: str) -> Tensor | np.ndarray:
+    if output not in OUTPUTS:
+        raise ValueError(f'output={output!r} is not known; choose one of {OUTPUTS}.')
+    return vectors.numpy() if output == 'numpy' else vectors

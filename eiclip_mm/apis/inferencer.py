@@ -1,5 +1,6 @@
 """A trained model, from its checkpoint alone."""
 
+import hashlib
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -57,16 +58,18 @@ class EICLIPInferencer(Encoder):
         """See :class:`Encoder`."""
         return self.model.encode_image(pixels.to(self.device))
 
-    def embed_tokens(self, text: Tensor, entity_ids: Tensor) -> Tensor:
+    def embed_tokens(self, text: Tensor, entity_ids: Tensor) -> tuple[Tensor, Tensor]:
         """See :class:`Encoder`."""
-        return self.model.encode_product(text.to(self.device), entity_ids.to(self.device))
+        text, ids = text.to(self.device), entity_ids.to(self.device)
+        if isinstance(self.model, EICLIP):
+            return self.model.product_and_weights(text, ids)
+        return self.model.encode_product(text, ids), torch.zeros(ids.shape)
 
-    def weigh(self, text: Tensor, entity_ids: Tensor) -> Tensor:
+    @property
+    def sha256(self) -> str:
         """See :class:`Encoder`."""
-        if not isinstance(self.model, EICLIP):
-            return torch.zeros(entity_ids.shape)
-        features = self.model.towers.encode_text(text.to(self.device))
-        return self.model.selector(features, entity_ids.to(self.device))
+        with open(self.checkpoint, 'rb') as file:
+            return hashlib.file_digest(file, 'sha256').hexdigest()
 
     @staticmethod
     def list_models(pattern: str | None = None) -> list[str]:

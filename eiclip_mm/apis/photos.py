@@ -13,6 +13,7 @@ from torch import Tensor
 
 from eiclip_mm.registry import TRANSFORMS
 
+MAX_ASPECT = 50  # of a photo's sides: the short one may be scaled up to what the model takes
 Photo = str | os.PathLike | bytes | Image.Image | np.ndarray
 
 
@@ -84,6 +85,9 @@ class PhotoSizing:
     def __call__(self, photo: Photo) -> Tensor:
         """(3, height, width) uint8."""
         pixels = read_photo(photo)
+        short, long = sorted(pixels.shape[:2])
+        if long > MAX_ASPECT * short:
+            raise ValueError(f'a photo of {short} x {long} pixels: sides may be {MAX_ASPECT}:1.')
         img = self._transform(dict(img=pixels, img_shape=pixels.shape[:2]))['img']
         return torch.from_numpy(np.array(img.transpose(2, 0, 1), order='C'))
 

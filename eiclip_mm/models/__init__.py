@@ -15,7 +15,7 @@ from .ea_learner import EALearner
 from .ei_clip import EICLIP, OpenCLIP
 from .lora import add_lora, merge_lora
 from .losses import InfoNCE
-from .new_entities import add_entities, extended
+from .new_entities import add_entities, drop_entities, extended
 from .tiled import log_probs_in_tiles
 from .towers import OpenCLIPTowers
 
@@ -34,6 +34,7 @@ __all__ = [
     'add_entities',
     'add_lora',
     'causal_effects',
+    'drop_entities',
     'extended',
     'log_probs_in_tiles',
     'merge_lora',

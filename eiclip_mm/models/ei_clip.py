@@ -162,9 +162,13 @@ class EICLIP(OpenCLIP):
 
     def encode_product(self, text: Tensor, entity_ids: Tensor) -> Tensor:
         """(B, D) unit length: one vector, so that products can be indexed."""
+        return self.product_and_weights(text, entity_ids)[0]
+
+    def product_and_weights(self, text: Tensor, entity_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """:meth:`encode_product`, and what CE-Selector made of the entities, (B, K, M)."""
         text = self.towers.encode_text(text)  # (B, D)
         weights = self.selector(text, entity_ids)  # (B, K, M)
-        return F.normalize(self.learner(text, entity_ids, weights), dim=-1)
+        return F.normalize(self.learner(text, entity_ids, weights), dim=-1), weights
 
     def losses(self, image: Tensor, text: Tensor, entity_ids: Tensor, ids: dict) -> dict:
         """L = ½(L_i2t + L_t2i) + λ_ent L_ent + λ_0 L_0."""

@@ -1,10 +1,13 @@
 """Entities added to a trained model: a new brand is served without training again.
 
-A new entity gets a row in every table. What its name means to the text tower of the checkpoint is
-its general sense and the start of its learned ones; photos of its products, where there are some,
-can start the learned senses instead. CE-Selector keeps it if it keeps entities of its type. The
+A new entity gets a row in every table. Its general sense is what the other rows' would be for its
+name: a ridge regression from what the checkpoint's text tower makes of the other names to their
+rows, which were made by the tower before it trained. Its learned senses are the mean of those of
+its type; or, where there are photos of its products, a ridge regression from the photos of the
+other entities of its type to their rows. CE-Selector keeps it if it keeps entities of its type. The
 rows of all other entities, and with them all other products' embeddings, stay as they are. Source:
-ours.
+ours; that the tower's own reading of a name, or the photos as they are, serve worse than an unknown
+entity is measured in docs/experiments.md.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,6 +21,8 @@ from eiclip_mm.structures import EntityVocab
 from .ce_selector import CESelector, EffectCESelector, EntityTable, GatedCESelector
 from .ea_learner import EALearner
 from .ei_clip import EICLIP
+
+STRENGTHS = [10.0**power for power in range(-6, 3)]  # of ridge, times the largest squared size
 
 
 def extended(vocab: EntityVocab, names: Mapping[str, Sequence[str]]) -> EntityVocab:
@@ -56,9 +61,9 @@ def add_entities(model: EICLIP, tokenizer, photos: Tensor | None = None) -> None
         model: a trained ``EICLIP``.
         tokenizer: an ``EntityTokenizer`` that differs from the model's in its vocabulary alone,
             which :func:`extended` made.
-        photos: (n, D) for each new entity, in the order of the vocabulary, the mean embedding of
-            photos of its products: the start of its learned senses instead of its name, with the
-            length that senses of its table have.
+        photos: (N, D) for each entity of the new vocabulary, type by type, the mean embedding of
+            photos of its products, NaN where there are none. Those of trained entities teach what
+            those of new ones mean: without them, photos of new ones are of no use.
 
     Raises:
         TypeError: a selector whose tables are not known here.
@@ -67,22 +72,92 @@ def add_entities(model: EICLIP, tokenizer, photos: Tensor | None = None) -> None
     _check(model, tokenizer)
     learner, vocab = model.learner, tokenizer.vocab
     kept, added = _rows(model.vocab, vocab)
-    sense = _name_features(model, tokenizer, added)  # (n, D)
-    start = sense
-    if photos is not None:
-        if photos.shape != sense.shape:
-            raise ValueError(
-                f'photos must be {tuple(sense.shape)}, one row for each new entity, got '
-                f'{tuple(photos.shape)}.'
-            )
-        lengths = learner.learned[:, 1:].norm(dim=-1, keepdim=True)  # (S', N, 1)
-        start = F.normalize(photos.to(sense), dim=-1) * lengths.mean(1, keepdim=True)  # (S', n, D)
+    names = _name_features(model, tokenizer)  # (N, F)
+    if photos is None:
+        photos = names.new_full((len(names), learner.learned.shape[-1]), torch.nan)
+    elif photos.shape != (len(names), learner.learned.shape[-1]):
+        raise ValueError(
+            f'photos must be {(len(names), learner.learned.shape[-1])}, one row for each entity of '
+            f'the new vocabulary, got {tuple(photos.shape)}.'
+        )
+    old = kept[1:]
+    general = [regressed(names[old - 1], g[1:], names[added - 1]) for g in learner.general]
+    learned = _learned(learner.learned, vocab, kept, added, photos.to(names))
     trains = learner.learned.requires_grad
-    learner.general = _grown(learner.general, kept, added, sense)
-    learner.learned = nn.Parameter(_grown(learner.learned, kept, added, start), trains)
+    learner.general = _grown(learner.general, kept, added, _stacked(general, learner.general))
+    learner.learned = nn.Parameter(_grown(learner.learned, kept, added, learned), trains)
     _grow_selector(model.selector, vocab, kept, added)
     _renumber(learner, vocab)
     model.tokenizer = tokenizer
+
+
+@torch.no_grad()
+def drop_entities(model: EICLIP, tokenizer) -> None:
+    """The inverse: leave out, in place, the entities that ``tokenizer`` lacks.
+
+    Args:
+        model: a trained ``EICLIP``.
+        tokenizer: one that differs from the model's in names that its vocabulary lacks.
+    """
+    vocab, learner, selector = tokenizer.vocab, model.learner, model.selector
+    first = EntityTable(model.vocab).first.tolist()
+    kept = [0]
+    for start, (type_, names) in zip(first, vocab.names.items(), strict=True):
+        kept += [start + model.vocab.id(type_, name) for name in names]
+    learner.general = learner.general[:, kept]
+    learner.learned = nn.Parameter(learner.learned[:, kept], learner.learned.requires_grad)
+    if isinstance(selector, GatedCESelector):
+        logit = selector.entity_logit
+        selector.entity_logit = nn.Parameter(logit[kept], logit.requires_grad)
+    elif isinstance(selector, EffectCESelector):
+        selector.weight = selector.weight[kept]
+    selector.vocab = vocab
+    _renumber(selector, vocab)
+    _renumber(learner, vocab)
+    model.tokenizer = tokenizer
+
+
+def regressed(x: Tensor, y: Tensor, new: Tensor) -> Tensor:
+    """Ridge regression of y (n, D) on x (n, F), at new (m, F) -> (m, D).
+
+    As strong as leaving out one row at a time asks; where x says nothing of y, the mean of y.
+    """
+    x, new = (F.normalize(rows.double(), dim=-1) for rows in (x, new))
+    mean, middle = x.mean(0), y.double().mean(0)
+    left, size, right = torch.linalg.svd(x - mean, full_matrices=False)
+    target = left.T @ (y.double() - middle)
+    best, chosen = torch.inf, torch.zeros_like(size)
+    for share in STRENGTHS if len(x) > 2 and size[0] > 1e-9 else ():
+        shrink = size**2 / (size**2 + share * size[0] ** 2)
+        hat = (left**2 * shrink).sum(1) + 1 / len(x)  # how far a row decides its own value
+        residual = y - middle - left @ (shrink[:, None] * target)
+        error = (residual / (1 - hat).clamp(min=1e-6)[:, None]).square().sum()
+        if error < best:
+            best, chosen = error, shrink / size
+    return ((new - mean) @ right.T @ (chosen[:, None] * target) + middle).to(y)
+
+
+def _learned(table: Tensor, vocab: EntityVocab, kept: Tensor, added: Tensor, photos: Tensor):
+    """(S', n, D) learned senses of new entities: what those of their type are, as photos tell."""
+    start = table.new_empty(len(table), len(added), table.shape[-1])
+    row = torch.full((kept.max().item() + len(added) + 1,), -1)
+    row[kept] = torch.arange(len(kept))  # of the old table
+    seen = ~photos.isnan().any(1)
+    ends = torch.tensor([len(names) for names in vocab.names.values()]).cumsum(0)
+    for own in torch.arange(1, len(photos) + 1).tensor_split(ends[:-1]):
+        old, new = own[row[own] >= 0], torch.isin(added, own)
+        for sense, values in zip(start, table, strict=True):
+            sense[new] = values[row[old]].mean(0)
+            told, asked = old[seen[old - 1]], new & seen[added - 1]
+            if len(told) > 2 and asked.any():
+                x, at = photos[told - 1], photos[added[asked] - 1]
+                sense[asked] = regressed(x, values[row[told]], at)
+    return start
+
+
+def _stacked(rows: Sequence[Tensor], like: Tensor) -> Tensor:
+    """(S', n, D), also of no senses."""
+    return torch.stack(list(rows)) if rows else like[:, :0].new_zeros(0, 1, like.shape[-1])
 
 
 def _check(model: EICLIP, tokenizer) -> None:
@@ -123,14 +198,18 @@ def _rows(old: EntityVocab, new: EntityVocab) -> tuple[Tensor, Tensor]:
     return torch.tensor(kept), torch.tensor(added, dtype=torch.int64)
 
 
-def _name_features(model: EICLIP, tokenizer, added: Tensor) -> Tensor:
-    """(n, D) what the text tower makes of the new names."""
+def _name_features(model: EICLIP, tokenizer) -> Tensor:
+    """(N, F) what the text tower's trunk makes of every name."""
     training = model.training
     model.eval()
-    names = torch.from_numpy(tokenizer.encode_names())[added - 1]  # (n, L)
-    features = model.towers.encode_text(names.to(model.learner.learned.device))
+    device = model.learner.learned.device
+    names = torch.from_numpy(tokenizer.encode_names())  # (N, L)
+    features = []
+    for part in names.split(256):  # names are short: most of L is padding
+        last = (part == tokenizer.subwords.end).int().argmax(1).max()
+        features.append(model.towers.text_trunk(part[:, : last + 1].to(device)))
     model.train(training)
-    return features
+    return torch.cat(features)
 
 
 def _grown(table: Tensor, kept: Tensor, added: Tensor, start: Tensor | float) -> Tensor:

@@ -204,7 +204,7 @@ class OpenCLIPTowers(BaseModule):
     def train(self, mode: bool = True) -> 'OpenCLIPTowers':
         """As in torch, but parts that are frozen run as in evaluation (batch norm, dropout)."""
         super().train(mode)
-        for module in self.modules():
+        for module in self.clip.modules():
             parameters = list(module.parameters())
             if parameters and not any(p.requires_grad for p in parameters):
                 module.eval()

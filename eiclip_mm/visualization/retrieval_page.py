@@ -1,63 +1,14 @@
 """What two models retrieve for the same queries, as one HTML file that needs no other.
 
-It takes plain data, so it knows neither data sets nor evaluation; the words around them are in
-``retrieval_page.html``. Source: ours.
+The words around them are in ``retrieval_page.html``. Source: ours.
 """
 
-import base64
-import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
-from pathlib import Path
 
 import numpy as np
-from jinja2 import Environment, StrictUndefined
-from PIL import Image
 
-SIDE = 96  # pixels of the longer side of a photo
-HUE = 137.5  # degrees between the colours of two types, so that no two of a few come close
-
-
-@dataclass(frozen=True, eq=False)
-class Product:
-    """A product as a reader sees it.
-
-    Attributes:
-        product_id: its number.
-        text: the description.
-        entities: its metadata, for each type the names.
-        photo: JPEG, as :func:`thumbnail` makes it.
-        mentions: names in the text, in order and without overlap: first character, the character
-            after the last, and the entity types that the name belongs to.
-    """
-
-    product_id: int
-    text: str
-    entities: Mapping[str, Sequence[str]]
-    photo: bytes
-    mentions: Sequence[tuple[int, int, Sequence[str]]] = ()
-
-    @cached_property
-    def uri(self) -> str:
-        """The photo, to stand in a page."""
-        return 'data:image/jpeg;base64,' + base64.b64encode(self.photo).decode()
-
-    @property
-    def types(self) -> set[str]:
-        """The entity types it shows."""
-        mentioned = {type_ for *_, types in self.mentions for type_ in types}
-        return mentioned | {type_ for type_, names in self.entities.items() if names}
-
-    @property
-    def pieces(self) -> Iterator[tuple[str, Sequence[str]]]:
-        """The text, cut at its mentions; types are empty for what is none."""
-        done = 0
-        for start, end, types in self.mentions:
-            yield self.text[done:start], ()
-            yield self.text[start:end], types
-            done = end
-        yield self.text[done:], ()
+from .product import Product, hues, render
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,27 +87,14 @@ def histogram(gain: np.ndarray) -> list[Bar]:
     return [*ups, Bar('0', 0, int((gain == 0).sum())), *downs]
 
 
-def thumbnail(pixels: np.ndarray) -> bytes:
-    """A photo (height, width, 3) uint8 RGB as a small JPEG, its longer side at most ``SIDE``."""
-    image, file = Image.fromarray(pixels), io.BytesIO()
-    image.thumbnail((SIDE, SIDE))
-    image.save(file, 'JPEG', quality=80, optimize=True)
-    return file.getvalue()
-
-
 def retrieval_page(page: Page) -> str:
     """The page as HTML: no script, nothing from outside; all text in it is escaped."""
     products = [asked.product for asked in page.shown]
     products += [item.product for asked in page.shown for side in asked.found for item in side]
-    types = sorted(set().union(*(product.types for product in products)))
-    # Texts come from shops: whatever is put into the template is escaped.
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    template = Path(__file__).with_suffix('.html').read_text(encoding='utf-8')
-    return environment.from_string(template).render(
+    return render(
+        'retrieval_page.html',
         page=page,
         bars=histogram(page.gain),
-        hues={type_: round(number * HUE % 360) for number, type_ in enumerate(types)},
+        hues=hues(set().union(*(product.types for product in products))),
         kinds=('photo', 'text') if page.direction == 'i2t' else ('text', 'photo'),
     )

@@ -26,8 +26,7 @@ from mmengine.config import Config
 from torch import Tensor
 
 from eiclip_mm.evaluation import compare, retrieve
-from eiclip_mm.models import EICLIP, OpenCLIP
-from eiclip_mm.models.new_entities import add_entities, extended
+from eiclip_mm.models import EICLIP, OpenCLIP, add_entities, drop_entities, extended
 from eiclip_mm.structures import EntityVocab
 
 
@@ -42,11 +41,10 @@ def new_brand(cfg: Config, args: argparse.Namespace) -> tuple[dict, list]:
     own = entity_ids(trained.tokenizer, texts, args.type)
     chosen = chosen_entities(args, trained.vocab, own)
     names = [trained.vocab.names[args.type][id_ - 1] for id_ in chosen]
-    unknown, added = deepcopy(trained), deepcopy(trained)
-    vocab = taken_out(trained.vocab, args.type, chosen)
-    unknown.tokenizer = added.tokenizer = tokenizer_of(cfg, vocab=vocab)
-    photos = mean_photos(cfg, args.type, names, trained) if args.from_images else None
-    new = extended(vocab, {args.type: names})
+    unknown = deepcopy(trained)
+    drop_entities(unknown, tokenizer_of(cfg, vocab=taken_out(trained.vocab, args.type, chosen)))
+    added, new = deepcopy(unknown), extended(unknown.vocab, {args.type: names})
+    photos = mean_photos(cfg, args.type, new, trained) if args.from_images else None
     add_entities(added, tokenizer_of(cfg, vocab=new), photos)
     (image,) = embed_photos(cfg, [trained], dataset)
     theirs = ids[torch.tensor([bool(set(chosen) & set(i)) for i in own])]
@@ -58,10 +56,10 @@ def new_brand(cfg: Config, args: argparse.Namespace) -> tuple[dict, list]:
         f'{b} - {a}': compare(runs[a], runs[b])
         for a, b in (('unknown', 'added'), ('added', 'trained'), ('unknown', 'trained'))
     }
-    start = 'photos of train' if args.from_images else 'the name'
+    start = 'photos of train' if args.from_images else 'names alone'
     said = (
-        f'{len(theirs)} products of {len(names)} names ask among {len(ids)}; learned senses start '
-        f'from {start}: {", ".join(names)}.'
+        f'{len(theirs)} products of {len(names)} names ask among {len(ids)}; senses from '
+        f'{start}: {", ".join(names)}.'
     )
     measures = {name: plain(own) for name, own in found.items()}
     return dict(said=said, names=names, measures=measures), difference_rows(found)
@@ -87,21 +85,24 @@ def chosen_entities(args: argparse.Namespace, vocab: EntityVocab, ids: Sequence)
 
 
 def taken_out(vocab: EntityVocab, type_: str, ids: Sequence[int]) -> EntityVocab:
-    """The vocabulary without these names; their ids stay, under names that no product has."""
-    names = list(vocab.names[type_])
-    for id_ in ids:
-        names[id_ - 1] = f'\N{REPLACEMENT CHARACTER} {id_}'
-    return replace(vocab, names=dict(vocab.names) | {type_: tuple(names)})
+    """The vocabulary without these names."""
+    kept = [row for row in range(len(vocab.names[type_])) if row + 1 not in ids]
+    return replace(
+        vocab,
+        names={**vocab.names, type_: tuple(vocab.names[type_][row] for row in kept)},
+        counts={**vocab.counts, type_: tuple(vocab.counts[type_][row] for row in kept)},
+    )
 
 
-def mean_photos(cfg: Config, type_: str, names: Sequence[str], model: OpenCLIP) -> Tensor:
-    """(n, D) mean embedding of the photos that train has of each entity's products."""
+def mean_photos(cfg: Config, type_: str, vocab: EntityVocab, model: OpenCLIP) -> Tensor:
+    """(N, D) mean embedding of the photos that train has of each entity of a type, else NaN."""
     dataset = dataset_of(cfg, 'train', fold='fit')
     (image,) = embed_photos(cfg, [model], dataset)
-    own = entity_ids(model.tokenizer, texts_of(dataset), type_)
-    holds = holding(own, model.vocab.size(type_))
-    found = [image[holds[:, model.vocab.id(type_, name)]] for name in names]
-    bare = [name for name, photos in zip(names, found, strict=True) if not len(photos)]
-    if bare:
-        raise ValueError(f'train has no photo of {bare}; leave --from-images out or them.')
-    return torch.stack([photos.mean(0) for photos in found])
+    own = entity_ids(tokenizer_of(cfg, vocab=vocab), texts_of(dataset), type_)
+    holds = holding(own, vocab.size(type_))[:, 1:].float()  # (P, N_k)
+    means = (holds.T @ image) / holds.sum(0)[:, None]
+    parts = [
+        means if t == type_ else torch.full((len(names), image.shape[1]), torch.nan)
+        for t, names in vocab.names.items()
+    ]
+    return torch.cat(parts)

@@ -1,0 +1,260 @@
+"""A shop's catalogue, product by product, from whichever file it is kept in."""
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+
+import numpy as np
+from mmengine.config import Config
+
+from eiclip_mm.datasets import CocoProducts, FashionGen, LoadProductImage, ProductDataset
+from eiclip_mm.datasets.fashiongen import ENTITY_TYPES, PLANTED_TYPES, TEXT_FIELDS, open_fashiongen
+from eiclip_mm.registry import DATASETS
+from eiclip_mm.structures import clean_text
+
+from .tables import SEVERAL, TABLES, cells
+
+HDF5 = ('.h5', '.hdf5')
+
+
+@dataclass(frozen=True)
+class Item:
+    """A product of a catalogue.
+
+    Attributes:
+        id: the shop's own.
+        text_fields: texts by field, those that the model reads.
+        entities: for each type, a list of names.
+        attributes: what else is known, texts and numbers; to filter by, not embedded.
+        photo: path of its first photo, ``FILE.h5#ROW`` for a row of an HDF5 file, ``None`` without;
+            :func:`open_photo` opens it.
+    """
+
+    id: str
+    text_fields: dict[str, str]
+    entities: dict[str, list[str]]
+    attributes: dict[str, str | float]
+    photo: str | None
+
+    @property
+    def has_text(self) -> bool:
+        """Whether there is anything to read."""
+        return any(self.text_fields.values()) or any(self.entities.values())
+
+    @property
+    def digest(self) -> str:
+        """Of all that its vectors depend on; of the photo, path, size and time of change."""
+        file, _ = _file_and_row(self.photo or '')
+        stat = os.stat(file) if self.photo and os.path.isfile(file) else None
+        state = None if stat is None else [stat.st_size, stat.st_mtime_ns]
+        depends = [self.text_fields, self.entities, self.photo, state]
+        plain = json.dumps(depends, sort_keys=True).encode()
+        return hashlib.blake2b(plain, digest_size=8).hexdigest()
+
+    def payload(self) -> dict:
+        """What an index keeps of it, plain JSON."""
+        return dict(
+            text_fields=self.text_fields,
+            entities=self.entities,
+            photo=self.photo,
+            attributes=self.attributes,
+            digest=self.digest,
+        )
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """Items, read again in each iteration; the number of them is known before."""
+
+    size: int
+    read: Callable[[], Iterator[Item]]
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __iter__(self) -> Iterator[Item]:
+        return self.read()
+
+
+def read_catalogue(
+    path: str | Path,
+    text_fields: Sequence[str] = ('description',),
+    entity_types: Sequence[str] = (),
+    images: str | Path | None = None,
+    split: str = 'test',
+) -> Catalogue:
+    """The products of a file, one item each: its first photo, its first text, its entities.
+
+    ========================  =====================================================================
+    ``.json``                 COCO captions with entities, ``docs/data_format.md``
+    ``.csv``, ``.parquet``    columns ``id``, each of ``text_fields`` and, if there are photos,
+                              ``image``; a column named like one of ``entity_types`` holds entities,
+                              any other an attribute: a number where all values are numbers.
+                              Several values of a cell are split by ``|``
+    ``.h5``, ``.hdf5``        Fashion-Gen's; its price becomes the attribute ``price``
+    ``.py``                   a config: the data set of its ``split``
+    ========================  =====================================================================
+
+    Args:
+        path: the file.
+        text_fields: those that the model reads: ``Encoder.text_fields``.
+        entity_types: those of the model's vocabulary.
+        images: folder of the photos; the file's own by default.
+        split: of a config, ``'train'``, ``'val'`` or ``'test'``.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: another kind of file, a damaged one, a column is missing, an id occurs twice.
+        ImportError: a parquet file without pyarrow.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f'catalogue {path} does not exist; give a file.')
+    root = Path(images) if images is not None else path.parent
+    if not root.is_dir():
+        raise FileNotFoundError(f'folder of photos {root} does not exist; give another one.')
+    kind = path.suffix.lower()
+    if kind in TABLES:
+        return _table(path, tuple(text_fields), frozenset(entity_types), root)
+    if kind == '.json':
+        data = CocoProducts(str(path), image_root=str(root), views='first')
+    elif kind in HDF5:
+        data = _fashiongen(path, text_fields, entity_types)
+    elif kind == '.py':
+        data = _of_config(path, split)
+    else:
+        raise ValueError(
+            f'catalogue {path} must end in .json, .csv, .parquet, .h5 or .py (a config), got '
+            f'{kind!r}.'
+        )
+    return Catalogue(len(data), partial(_items, data))
+
+
+def open_photo(name: str) -> Path | np.ndarray:
+    """What an item's ``photo`` names: a path, or the pixels (height, width, 3) of an HDF5 row.
+
+    Raises:
+        FileNotFoundError, ValueError: the row cannot be read.
+    """
+    file, row = _file_and_row(name)
+    if row is None:
+        return Path(file)
+    return _rows().transform(dict(h5_path=file, row=row))['img']
+
+
+@cache
+def _rows() -> LoadProductImage:
+    return LoadProductImage()
+
+
+def _file_and_row(photo: str) -> tuple[str, int | None]:
+    file, _, row = photo.rpartition('#')
+    return (file, int(row)) if file.endswith(HDF5) and row.isdecimal() else (photo, None)
+
+
+def _fashiongen(path: Path, text_fields: Sequence[str], entity_types: Sequence[str]) -> FashionGen:
+    with open_fashiongen(path) as file:
+        types = [t for t in ENTITY_TYPES + PLANTED_TYPES if f'input_{t}' in file]
+    missing = sorted(set(text_fields) - set(TEXT_FIELDS))
+    if missing:
+        raise ValueError(f'{path}: the model reads texts {missing}, the file has {TEXT_FIELDS}.')
+    return FashionGen(
+        str(path),
+        entity_types=tuple(t for t in types if t in entity_types),
+        text_fields=tuple(text_fields) or TEXT_FIELDS[:1],
+        views='first',
+    )
+
+
+def _of_config(path: Path, split: str) -> ProductDataset:
+    config = Config.fromfile(path)
+    loader = config.get(f'{split}_dataloader')
+    if not loader:
+        raise ValueError(f'{path} has no {split}_dataloader; give another split or config.')
+    # no tokenizer: it would encode every text
+    changes = dict(tokenizer=None, pipeline=[], batched=False, views='first', fold='all')
+    return DATASETS.build(dict(loader.dataset, **changes, _scope_='eiclip_mm'))
+
+
+def _items(data: ProductDataset) -> Iterator[Item]:
+    prices = {}
+    if isinstance(data, FashionGen):
+        with open_fashiongen(data.ann_file) as file:
+            prices = dict(enumerate(file['input_msrpUSD'][...].reshape(-1).tolist()))
+    for record in data.records():
+        row = record.get('row')
+        price = prices.get(row)
+        file = os.path.abspath(record['img_path'] if row is None else record['h5_path'])
+        yield Item(
+            id=str(record['product_id']),
+            text_fields=record['text_fields'],
+            entities={t: list(names) for t, names in record['entities'].items() if names},
+            attributes={'price': price} if price is not None and math.isfinite(price) else {},
+            photo=file if row is None else f'{file}#{row}',
+        )
+
+
+def _table(path: Path, text_fields: tuple, entity_types: frozenset, root: Path) -> Catalogue:
+    places: dict[str, str] = {}
+    texts: set[str] = set()  # columns with a value that is no number
+    for place, row in cells(path):
+        missing = [name for name in ('id', *text_fields) if name not in row]
+        if missing:
+            raise ValueError(
+                f'{path}: columns {missing} are missing, it has {list(row)}; the model reads texts '
+                f'{list(text_fields)}, and every product needs an id.'
+            )
+        id_ = row['id']
+        if not id_:
+            raise ValueError(f'{path}, {place}: the id is empty; every product needs one.')
+        if id_ in places:
+            raise ValueError(
+                f'{path}: id {id_!r} occurs twice, {places[id_]} and {place}; keep one row a '
+                f'product, its photos in one cell, split by {SEVERAL!r}.'
+            )
+        places[id_] = place
+        texts.update(n for n, value in row.items() if value and _number(value) is None)
+    if not places:
+        raise ValueError(f'{path} has no rows.')
+
+    def items() -> Iterator[Item]:
+        for _, row in cells(path):
+            yield _item(row, text_fields, entity_types, texts, root)
+
+    return Catalogue(len(places), items)
+
+
+def _item(
+    row: dict[str, str], text_fields: tuple, entity_types: frozenset, texts: set, root: Path
+) -> Item:
+    rest = {n: v for n, v in row.items() if v and n not in ('id', 'image', *text_fields)}
+    photo = row.get('image', '').split(SEVERAL)[0].strip()
+    return Item(
+        id=row['id'],
+        text_fields={name: clean_text(row[name]) for name in text_fields},
+        entities={n: names for n, v in rest.items() if n in entity_types and (names := _names(v))},
+        attributes={
+            name: clean_text(value) if name in texts else _number(value)
+            for name, value in rest.items()
+            if name not in entity_types
+        },
+        photo=os.path.abspath(root / photo) if photo else None,
+    )
+
+
+def _names(value: str) -> list[str]:
+    names = (clean_text(name) for name in value.split(SEVERAL))
+    return list(dict.fromkeys(name for name in names if name))
+
+
+def _number(value: str) -> float | None:
+    try:
+        number = float(value)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
