@@ -292,7 +292,7 @@ def branded(store, checkpoint):
     brands = [*(f'Shop {i}' for i in range(15)), 'Nobody']
     for i, row in enumerate(rows := shop.rows(32)):
         row |= dict(brand=brands[i % 16], description='a tee', composition='')
-        colour = [255 * x for x in colorsys.hsv_to_rgb(i % 16 / 16, 1, 1 - i // 16 / 4)]
+        colour = [255 * x for x in colorsys.hsv_to_rgb(7 * i % 16 / 16, 1, 1 - i // 16 / 4)]
         noise = np.random.default_rng(i).integers(-20, 20, (40, 40, 3))
         pixels = (np.array(colour) + noise).clip(0, 255).astype(np.uint8)
         Image.fromarray(pixels).save(store.photos / row['image'])
@@ -341,7 +341,7 @@ def test_a_new_brand_is_found_at_once(branded, capsys):
         EICLIPInferencer(branded.checkpoint).tokenizer.vocab, dict(brand=['Nobody'])
     )
     with CatalogueIndex.open(branded.where) as index:
-        hits = CatalogueSearch(model, index).text('nobody', 3).hits  # of the new checkpoint now
+        hits = CatalogueSearch(model, index).text('nobody', 4).hits  # of the new checkpoint now
         assert index.about['checkpoint'] == str(out)
     assert hits[0].id in theirs and theirs <= {hit.id for hit in hits}
     for row in branded.rows:
