@@ -36,8 +36,9 @@ except ImportError as error:
     raise SystemExit(f"{error}; the demo needs pip install 'eiclip_mm[serve]'.") from error
 
 PAGE = Path(__file__).with_name('page')
-QUICKSTART = Path('work_dirs/eiclip_fashiongen_mini')
-MINI = Path('data/mini_fashiongen/fashiongen_256_256_validation.h5')
+ROOT = Path(__file__).resolve().parents[1]
+QUICKSTART = ROOT / 'work_dirs/eiclip_fashiongen_mini'
+MINI = ROOT / 'data/mini_fashiongen/fashiongen_256_256_validation.h5'
 SIDE = 768  # pixels of the longer side of a photo that is sent
 SAMPLE = 2000  # products that say what a catalogue has; the page shows their ranges and examples
 # Texts and photos come from shops: nothing but the page's own files runs or loads.
@@ -55,7 +56,7 @@ def main(argv: list[str] | None = None) -> None:
     catalogue = args.catalogue or (None if args.index else MINI)
     index = args.index or checkpoint.parent / f'index_{Path(catalogue).stem}'
     if catalogue:
-        tool('tools/search/build_index.py', checkpoint, catalogue, '--index', index)
+        tool(ROOT / 'tools/search/build_index.py', checkpoint, catalogue, '--index', index)
     try:
         encoder = EICLIPInferencer(checkpoint)
         with CatalogueIndex.open(index) as opened:
@@ -91,14 +92,14 @@ def serve(search: CatalogueSearch, args: argparse.Namespace) -> None:
 def quickstart() -> Path:
     """The checkpoint of the quick start, trained if it is not there."""
     if not list(QUICKSTART.glob('best_*.pth')):
-        tool('tools/quickstart.py')
+        tool(ROOT / 'tools/quickstart.py', cwd=ROOT)
     return max(QUICKSTART.glob('best_*.pth'), key=lambda path: path.stat().st_mtime)
 
 
-def tool(*command) -> None:
+def tool(*command, cwd: Path | None = None) -> None:
     """Run one of the project's tools."""
     print('$ python', *command, flush=True)
-    if code := subprocess.run([sys.executable, *map(str, command)]).returncode:
+    if code := subprocess.run([sys.executable, *map(str, command)], cwd=cwd).returncode:
         raise SystemExit(code)
 
 

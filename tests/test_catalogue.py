@@ -93,7 +93,7 @@ def test_a_table_that_is_wrong(table, content, said):
 
 
 def test_parquet_reads_as_csv(tmp_path):
-    pyarrow = pytest.importorskip('pyarrow', reason="needs pip install 'eiclip_mm[report]'")
+    pyarrow = pytest.importorskip('pyarrow', reason="needs pip install 'eiclip_mm[search]'")
     from pyarrow import parquet
 
     rows = shop.rows(5)

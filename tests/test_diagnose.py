@@ -250,6 +250,8 @@ def test_dropped_is_the_inverse_of_added():
         rows = [tiny.PRODUCTS.index(p) for p in few]
         drop_entities(model, TOKENIZER.build(tiny.tokenizer(vocab=some)))
         assert len(few) == 2
+        with pytest.raises(ValueError, match=r"new names \[\('brand', 'Diesel'\)"):
+            drop_entities(model, tokenizer)
         torch.testing.assert_close(product(model, few), expected[rows], rtol=0, atol=1e-6)
 
 

@@ -17,6 +17,7 @@ from eiclip_mm.datasets.fashiongen import ENTITY_TYPES, PLANTED_TYPES, TEXT_FIEL
 from eiclip_mm.registry import DATASETS
 from eiclip_mm.structures import clean_text
 
+from .filters import number
 from .tables import SEVERAL, TABLES, cells
 
 HDF5 = ('.h5', '.hdf5')
@@ -218,7 +219,7 @@ def _table(path: Path, text_fields: tuple, entity_types: frozenset, root: Path) 
                 f'product, its photos in one cell, split by {SEVERAL!r}.'
             )
         places[id_] = place
-        texts.update(n for n, value in row.items() if value and _number(value) is None)
+        texts.update(n for n, value in row.items() if value and number(value) is None)
     if not places:
         raise ValueError(f'{path} has no rows.')
 
@@ -239,7 +240,7 @@ def _item(
         text_fields={name: clean_text(row[name]) for name in text_fields},
         entities={n: names for n, v in rest.items() if n in entity_types and (names := _names(v))},
         attributes={
-            name: clean_text(value) if name in texts else _number(value)
+            name: clean_text(value) if name in texts else number(value)
             for name, value in rest.items()
             if name not in entity_types
         },
@@ -250,11 +251,3 @@ def _item(
 def _names(value: str) -> list[str]:
     names = (clean_text(name) for name in value.split(SEVERAL))
     return list(dict.fromkeys(name for name in names if name))
-
-
-def _number(value: str) -> float | None:
-    try:
-        number = float(value)
-    except ValueError:
-        return None
-    return number if math.isfinite(number) else None

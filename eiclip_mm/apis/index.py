@@ -40,7 +40,7 @@ class CatalogueIndex:
     use it in a ``with`` block. What :meth:`upsert` and :meth:`delete` did is kept, also if the
     process is killed afterwards.
 
-    ``where`` is a folder, which one process has open at a time (the engine runs in it), or
+    ``location`` is a folder, which one process has open at a time (the engine runs in it), or
     ``http(s)://host:port/collection`` of a Qdrant server or cluster, which many share; a key for it
     is taken from the environment variable ``QDRANT_API_KEY``. It may also be a
     :class:`~eiclip_mm.apis.qdrant.Server` with a client of your own.
@@ -58,12 +58,12 @@ class CatalogueIndex:
 
     @classmethod
     def create(
-        cls, where: str | os.PathLike | Server, dim: int, about: Mapping
+        cls, location: str | os.PathLike | Server, dim: int, about: Mapping
     ) -> 'CatalogueIndex':
         """An empty index.
 
         Args:
-            where: see the class.
+            location: see the class.
             dim: D, width of the vectors.
             about: plain JSON that is kept with it, e.g. which checkpoint made the vectors.
 
@@ -73,12 +73,12 @@ class CatalogueIndex:
         """
         if dim < 1:
             raise ValueError(f'dim must be at least 1, got {dim}.')
-        store = where if isinstance(where, Server) else store_at(where)
+        store = location if isinstance(location, Server) else store_at(location)
         store.create(dim, dict(format=FORMAT, dim=dim, about=_plain(about, 'about')))
         return cls(store)
 
     @classmethod
-    def open(cls, where: str | os.PathLike | Server) -> 'CatalogueIndex':
+    def open(cls, location: str | os.PathLike | Server) -> 'CatalogueIndex':
         """The index that is there.
 
         Raises:
@@ -86,7 +86,7 @@ class CatalogueIndex:
             ValueError: not an index, damaged, or open in another process.
             ConnectionError, PermissionError: the server is not reached, or refuses the key.
         """
-        store = where if isinstance(where, Server) else store_at(where)
+        store = location if isinstance(location, Server) else store_at(location)
         store.open()
         return cls(store)
 

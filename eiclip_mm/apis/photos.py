@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from mmcv.transforms import Compose
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
+from eiclip_mm.datasets.transforms import rgb_pixels
 from eiclip_mm.registry import TRANSFORMS
 
 MAX_ASPECT = 50  # of a photo's sides: the short one may be scaled up to what the model takes
@@ -18,7 +19,7 @@ Photo = str | os.PathLike | bytes | Image.Image | np.ndarray
 
 
 def read_photo(photo: Photo) -> np.ndarray:
-    """(height, width, 3) uint8 RGB of a photo, upright as its EXIF says.
+    """(height, width, 3) uint8 RGB of a photo, as data sets read theirs.
 
     Args:
         photo: path, bytes of a file, PIL image, or array (height, width, 3) or (height, width) of
@@ -39,7 +40,7 @@ def read_photo(photo: Photo) -> np.ndarray:
             raise ValueError(f'an array must have 3 channels, RGB, got {photo.shape}.')
         photo = Image.fromarray(photo)
     if isinstance(photo, Image.Image):
-        return _pixels(photo)
+        return rgb_pixels(photo)
     if not isinstance(photo, (str, os.PathLike, bytes)):
         raise TypeError(
             f'a photo must be a path, bytes, PIL image or array, got {type(photo).__name__}.'
@@ -48,20 +49,11 @@ def read_photo(photo: Photo) -> np.ndarray:
     name = f'{len(photo)} bytes' if isinstance(photo, bytes) else str(photo)
     try:
         with Image.open(file) as image:
-            return _pixels(image)
+            return rgb_pixels(image)
     except FileNotFoundError:
         raise
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f'{name}: not an image that can be decoded: {error}') from error
-
-
-def _pixels(image: Image.Image) -> np.ndarray:
-    upright = ImageOps.exif_transpose(image)
-    if upright.has_transparency_data:  # shops cut products out: their ground is white
-        upright = upright.convert('RGBA')
-        ground = Image.new('RGBA', upright.size, 'white')
-        upright = Image.alpha_composite(ground, upright)
-    return np.asarray(upright.convert('RGB'))
 
 
 class PhotoSizing:

@@ -17,7 +17,7 @@ from .filters import NUMBERS, TEXTS
 
 SIDES = ('image', 'product')
 # recall@10 >= 0.98 at 100,000 x 512, measured: docs/scale.md
-GRAPH = dict(m=16, ef_construct=200, full_scan_threshold=10_000)
+GRAPH = dict(m=16, ef_construct=200, full_scan_threshold=10_000)  # the last in KB of vectors
 EF = 128  # candidates a search keeps
 DAMAGED = 'index {} is damaged ({!s:.200}); build it anew.'
 NOT_INSTALLED = "{} is not installed; an index needs pip install 'eiclip_mm[search]'."

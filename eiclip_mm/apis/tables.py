@@ -59,7 +59,7 @@ def _parquet(path: Path) -> Iterator[tuple[str, list[str]]]:
         from pyarrow import ArrowException, parquet
     except ImportError as error:
         raise ImportError(
-            "a catalogue in parquet needs pyarrow: pip install 'eiclip_mm[report]'"
+            "a catalogue in parquet needs pyarrow: pip install 'eiclip_mm[search]'"
         ) from error
     try:
         with parquet.ParquetFile(path) as file:

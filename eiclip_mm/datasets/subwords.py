@@ -18,6 +18,13 @@ class SubWords:
     Args:
         model: an open_clip model name, or an architecture as ``OpenCLIPTowers`` takes it.
         context_length: tokens L of a text, the special ones included; the model's by default.
+
+    Attributes:
+        hugging_face: the tokenizer of transformers, ``None`` for open_clip's own.
+        open_clip: open_clip's own tokenizer, where there is no other.
+        clean: what open_clip does to a text before it cuts it.
+        start, end, pad: ids of the special tokens.
+        size: number of tokens.
     """
 
     def __init__(self, model: str | Mapping, context_length: int | None = None):
@@ -33,19 +40,19 @@ class SubWords:
                 inner = open_clip.tokenizer.HFTokenizer(folder, context_length=length)
             else:
                 inner = open_clip.SimpleTokenizer(context_length=length)
-        self.context_length, self._clean = inner.context_length, inner.clean_fn
+        self.context_length, self.clean = inner.context_length, inner.clean_fn
         self._plain = {get_clean_fn('lower'): str.lower, get_clean_fn('whitespace'): str}.get(
             inner.clean_fn
         )
         if hasattr(inner, 'sot_token_id'):
             self.start, self.end, self.pad = inner.sot_token_id, inner.eot_token_id, 0
-            self.size, self._hf = inner.vocab_size, None
-            self._inner, self._bare = inner, copy(inner)
+            self.size, self.hugging_face = inner.vocab_size, None
+            self.open_clip, self._bare = inner, copy(inner)
             self._bare.clean_fn = str  # texts are cleaned whole, before they are split
             self._special = dict(inner.cache)
             self._ids = Memo(self._encode_word)
         else:
-            self._hf = hf = inner.tokenizer
+            self.hugging_face = hf = inner.tokenizer
             self.start = hf.cls_token_id if hf.cls_token_id is not None else hf.bos_token_id
             self.end = hf.sep_token_id if hf.sep_token_id is not None else hf.eos_token_id
             self.pad, self.size = hf.pad_token_id, len(hf)
@@ -57,28 +64,28 @@ class SubWords:
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text, without special ones; as many as it takes."""
-        if self._hf is None:
-            return self._inner.encode(text)
-        return self._hf.encode(self._clean(text), add_special_tokens=False, verbose=False)
+        if self.hugging_face is None:
+            return self.open_clip.encode(text)
+        return self.hugging_face.encode(self.clean(text), add_special_tokens=False, verbose=False)
 
     def encode_all(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Ids of each text, int32: those of :meth:`encode`, several times faster."""
         clean = [self._cleaned(text) for text in texts]
-        if self._hf is None:
+        if self.hugging_face is None:
             # No sub-word reaches beyond a space, so ids of words can be put together.
             of_word = self._ids.__getitem__
             joined = [b''.join(map(of_word, text.split(' '))) for text in clean]
             return [np.frombuffer(ids, dtype=np.int32) for ids in joined]
         if not clean:  # which transformers refuses
             return []
-        found = self._hf(clean, add_special_tokens=False, verbose=False)['input_ids']
+        found = self.hugging_face(clean, add_special_tokens=False, verbose=False)['input_ids']
         return [np.array(ids, dtype=np.int32) for ids in found]
 
     def _cleaned(self, text: str) -> str:
         """What the inner tokenizer's own cleaning makes of a text."""
         if self._plain is not None and is_plain(text):
             return ' '.join(self._plain(text).split())
-        return self._clean(text)
+        return self.clean(text)
 
     def _encode_word(self, word: str) -> bytes:
         if len(self._bare.cache) > self._ids.size:  # open_clip remembers words without a bound

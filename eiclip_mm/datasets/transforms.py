@@ -7,7 +7,7 @@ import warnings
 import h5py
 import numpy as np
 from mmcv.transforms import BaseTransform
-from PIL import Image
+from PIL import Image, ImageOps
 from torch.utils.data import get_worker_info
 
 from eiclip_mm.registry import TRANSFORMS
@@ -85,11 +85,20 @@ class LoadProductImage(BaseTransform):
     def _read_file(self, path: str) -> np.ndarray:
         try:
             with Image.open(path) as image:
-                return np.asarray(image.convert('RGB'))
+                return rgb_pixels(image)
         except FileNotFoundError:
             raise
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             raise ValueError(f'{path} is not an image that can be decoded: {error}') from error
+
+
+def rgb_pixels(image: Image.Image) -> np.ndarray:
+    """(height, width, 3) uint8 of an image: upright as its EXIF says, clear parts white."""
+    image = ImageOps.exif_transpose(image)
+    if image.has_transparency_data:  # shops cut products out: their ground is white
+        image = image.convert('RGBA')
+        image = Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image)
+    return np.asarray(image.convert('RGB'))
 
 
 def open_photos(path: str, in_order: bool = False) -> h5py.Dataset:

@@ -10,14 +10,14 @@ from torch import Tensor
 TOWERS_PREFIX = 'towers.clip.'
 
 _HF_LAYER = re.compile(r'(text|vision)_model\.encoder\.layers\.(\d+)\.(.+)\.(weight|bias)')
-_HF_LAYER_NAMES = {
+HF_LAYER_NAMES = {
     'layer_norm1': 'ln_1',
     'layer_norm2': 'ln_2',
     'mlp.fc1': 'mlp.c_fc',
     'mlp.fc2': 'mlp.c_proj',
     'self_attn.out_proj': 'attn.out_proj',
 }
-_HF_NAMES = {
+HF_NAMES = {
     'logit_scale': 'logit_scale',
     'text_model.embeddings.token_embedding.weight': 'token_embedding.weight',
     'text_model.embeddings.position_embedding.weight': 'positional_embedding',
@@ -82,15 +82,15 @@ def from_hugging_face(state: dict[str, Tensor]) -> dict[str, Tensor]:
             continue
         layer = _HF_LAYER.fullmatch(key)
         if layer is None:
-            if key not in _HF_NAMES:
+            if key not in HF_NAMES:
                 raise ValueError(f'{key!r} is not a weight of a Hugging Face CLIPModel.')
             transposed = key.endswith('projection.weight')
-            converted[_HF_NAMES[key]] = value.T if transposed else value
+            converted[HF_NAMES[key]] = value.T if transposed else value
             continue
         side, number, name, kind = layer.groups()
         block = f'{"visual." if side == "vision" else ""}transformer.resblocks.{number}'
-        if name in _HF_LAYER_NAMES:
-            converted[f'{block}.{_HF_LAYER_NAMES[name]}.{kind}'] = value
+        if name in HF_LAYER_NAMES:
+            converted[f'{block}.{HF_LAYER_NAMES[name]}.{kind}'] = value
         else:
             attention.setdefault(f'{block}.attn.in_proj_{kind}', {})[name] = value
     for key, parts in attention.items():

@@ -98,8 +98,19 @@ def drop_entities(model: EICLIP, tokenizer) -> None:
     Args:
         model: a trained ``EICLIP``.
         tokenizer: one that differs from the model's in names that its vocabulary lacks.
+
+    Raises:
+        ValueError: its vocabulary has other types, or names that the model lacks.
+        TypeError: see :func:`add_entities`.
     """
     vocab, learner, selector = tokenizer.vocab, model.learner, model.selector
+    new = [(t, n) for t, names in vocab.names.items() for n in names if not model.vocab.id(t, n)]
+    if new or vocab.types != model.vocab.types:
+        raise ValueError(
+            f'the tokenizer must have types {model.vocab.types} and names of the model alone, it '
+            f'has types {vocab.types} and new names {new[:5]}.'
+        )
+    _check_selector(selector)
     first = EntityTable(model.vocab).first.tolist()
     kept = [0]
     for start, (type_, names) in zip(first, vocab.names.items(), strict=True):
@@ -179,11 +190,15 @@ def _check(model: EICLIP, tokenizer) -> None:
             "with mention='token' entities are tokens of the text tower, which cannot grow; take a "
             "model trained with mention='keep' or 'cut'."
         )
-    tables = set(model.selector.state_dict())
+    _check_selector(model.selector)
+
+
+def _check_selector(selector: CESelector) -> None:
+    tables = set(selector.state_dict())
     if tables - {'weight', 'type_logit', 'entity_logit'}:
         raise TypeError(
-            f'{type(model.selector).__name__} has tables {sorted(tables)}; add_entities does not '
-            'know how they grow. Take a selector of ce_selector.py.'
+            f'{type(selector).__name__} has tables {sorted(tables)}; which row is whose in them is '
+            'not known here. Take a selector of ce_selector.py.'
         )
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from eiclip_mm.models import OpenCLIP
-from eiclip_mm.models.checkpoints import _HF_LAYER_NAMES, _HF_NAMES
+from eiclip_mm.models.checkpoints import HF_LAYER_NAMES, HF_NAMES
 
 import open_clip  # isort: skip  (after eiclip_mm, which mends torchvision)
 
@@ -54,8 +54,8 @@ def check_clip(clip: nn.Module) -> None:
         names = clip.state_dict()
         top = {name for name in names if '.resblocks.' not in name}
         inner = {name.rpartition('.')[0] for name in map(name_in_block, names.keys() - top)}
-        known = {*_HF_LAYER_NAMES.values(), 'attn'}  # query, key and value lie in attn itself
-        if height == width and top == {*_HF_NAMES.values()} and inner == known:
+        known = {*HF_LAYER_NAMES.values(), 'attn'}  # query, key and value lie in attn itself
+        if height == width and top == {*HF_NAMES.values()} and inner == known:
             return
     raise ValueError(
         "--format hf writes a CLIPModel of transformers, which holds CLIP's own two transformers "
@@ -83,8 +83,8 @@ def sizes(transformer: nn.Module) -> dict:
 
 def to_hugging_face(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Rename open_clip's names and layouts to a ``CLIPModel``'s: from_hugging_face backwards."""
-    top = {ours: theirs for theirs, ours in _HF_NAMES.items()}
-    inner = {ours: theirs for theirs, ours in _HF_LAYER_NAMES.items()}
+    top = {ours: theirs for theirs, ours in HF_NAMES.items()}
+    inner = {ours: theirs for theirs, ours in HF_LAYER_NAMES.items()}
     converted = {}
     for key, value in state.items():
         if key in top:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 import eiclip_mm
-from eiclip_mm.apis import EICLIPInferencer, Encoder, open_checkpoint
+from eiclip_mm.apis import EICLIPInferencer, Encoder
 from eiclip_mm.apis.onnx import FORMAT, OnnxEncoder
 from eiclip_mm.models import EICLIP, merge_lora
 
@@ -121,7 +121,7 @@ def write(encoder: EICLIPInferencer, folder: Path, opset: int) -> None:
     about = dict(
         format=FORMAT,
         name=encoder.name,
-        sha256=open_checkpoint(encoder.checkpoint).sha256,
+        sha256=encoder.sha256,
         dim=encoder.dim,
         entities=isinstance(model, EICLIP),
         eiclip_mm=eiclip_mm.__version__,
@@ -166,20 +166,21 @@ def write_subwords(encoder: Encoder, folder: Path) -> str:
         ValueError: sub-words that are not known as data.
     """
     subwords = encoder.tokenizer.subwords
-    clean = '_clean_lower' if subwords._hf is None else '_clean_whitespace'
-    if subwords._clean.__name__ != clean:
+    clean = '_clean_lower' if subwords.hugging_face is None else '_clean_whitespace'
+    if subwords.clean.__name__ != clean:
         raise ValueError(
-            f'the tokenizer cleans texts by {subwords._clean.__name__} of open_clip; read_texts.py '
+            f'the tokenizer cleans texts by {subwords.clean.__name__} of open_clip; read_texts.py '
             f'knows {clean} alone.'
         )
-    if subwords._hf is not None:
-        if not subwords._hf.is_fast:
+    if subwords.hugging_face is not None:
+        if not subwords.hugging_face.is_fast:
             raise ValueError(
-                f'{type(subwords._hf).__name__} has no tokenizer.json; take a model with one.'
+                f'{type(subwords.hugging_face).__name__} has no tokenizer.json; take a model with '
+                'one.'
             )
-        subwords._hf.save_pretrained(folder / 'tokenizer')
+        subwords.hugging_face.save_pretrained(folder / 'tokenizer')
         return 'tokenizer/tokenizer.json'
-    inner = subwords._inner
+    inner = subwords.open_clip
     data = dict(
         tokens=sorted(inner.encoder, key=inner.encoder.get),
         merges=[list(pair) for pair in sorted(inner.bpe_ranks, key=inner.bpe_ranks.get)],

@@ -13,7 +13,7 @@ from pathlib import Path
 from _hugging_face import write_hugging_face
 
 import eiclip_mm
-from eiclip_mm.apis import EICLIPInferencer, open_checkpoint
+from eiclip_mm.apis import EICLIPInferencer
 from eiclip_mm.models import EICLIP, merge_lora
 from eiclip_mm.models.text_tower import hugging_face
 
@@ -95,7 +95,7 @@ def about(encoder: EICLIPInferencer, how: str, lora: bool) -> str:
     return README.format(
         name=encoder.name,
         version=eiclip_mm.__version__,
-        sha256=open_checkpoint(encoder.checkpoint).sha256,
+        sha256=encoder.sha256,
         lora=' LoRA is merged into the weights.' if lora else '',
         how=how,
         mean=[round(x, 6) for x in towers.mean.flatten().tolist()],
@@ -119,7 +119,7 @@ def write_open_clip(encoder: EICLIPInferencer, folder: Path) -> str:
         settings = copy.deepcopy(text.config)
         settings.vocab_size = len(bert.get_input_embeddings().weight)  # with added tokens
         settings.save_pretrained(folder / 'text')
-        encoder.tokenizer.subwords._hf.save_pretrained(folder)
+        encoder.tokenizer.subwords.hugging_face.save_pretrained(folder)
         config['text_cfg'] |= dict(hf_model_name=str((folder / 'text').resolve()))
         config['text_cfg'] |= dict(hf_tokenizer_name='.', hf_model_pretrained=False)
         how += MOVED.format(folder=folder)

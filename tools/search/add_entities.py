@@ -199,7 +199,7 @@ def embed_again(index: CatalogueIndex, old: Encoder, new: Encoder) -> int:
         rows = differ.nonzero()[0].tolist()
         if not rows:
             continue
-        texts = new.encode_products([products[row] for row in rows], output='numpy')
+        texts = new.encode_products([products[row] for row in rows], output='numpy', progress=False)
         index.upsert(
             [ids[row] for row in rows],
             dict(image=vectors['image'][rows], product=texts),

@@ -96,6 +96,6 @@ class Reader:
 def spelling(tokenizer: EntityTokenizer, id_: int) -> str:
     """A sub-word as its tokenizer writes it."""
     subwords = tokenizer.subwords
-    if subwords._hf is not None:
-        return subwords._hf.convert_ids_to_tokens(id_)
-    return subwords._inner.decode([id_]).strip()
+    if subwords.hugging_face is not None:
+        return subwords.hugging_face.convert_ids_to_tokens(id_)
+    return subwords.open_clip.decode([id_]).strip()
