@@ -25,7 +25,7 @@ pytest.importorskip('onnxscript', reason="needs pip install 'eiclip_mm[onnx]'")
 import open_clip
 from safetensors.torch import load_file
 
-from eiclip_mm.apis import EICLIPInferencer
+from eiclip_mm.apis import EICLIPInferencer, open_checkpoint
 from eiclip_mm.apis.onnx import OnnxEncoder
 from eiclip_mm.datasets import EntityTokenizer
 from eiclip_mm.models import merge_lora
@@ -106,7 +106,7 @@ def write_checkpoint(path, kind='EICLIP', **changes):
     shop.write_checkpoint(path, model, **changes)
     if kind == 'OpenCLIP':  # shop writes the parts of an EICLIP
         saved = torch.load(path, weights_only=True)
-        config = export_onnx.open_checkpoint(path).config
+        config = open_checkpoint(path).config
         config.model.pop('selector'), config.model.pop('learner')
         saved['meta']['cfg'] = config.pretty_text
         torch.save(saved, path)
@@ -125,7 +125,7 @@ def test_onnx_gives_what_the_checkpoint_gives(exported, photos, kind):
     checkpoint, folder, _ = exported(kind)
     ours, theirs = EICLIPInferencer(checkpoint), OnnxEncoder(folder)
     assert (theirs.name, theirs.dim) == ('best.pth', 32)
-    assert theirs.sha256 == export_onnx.open_checkpoint(checkpoint).sha256
+    assert theirs.sha256 == open_checkpoint(checkpoint).sha256
     for a, b in zip(photos, photos, strict=True):
         assert ours.sizing(a).equal(theirs.sizing(b))
     calls = [
