@@ -3,11 +3,12 @@
 python demo/app.py CHECKPOINT --catalogue FILE      (make demo: on the quick start's model)
 
 Without a checkpoint: the quick start's, trained first if it is not there. The index of a catalogue
-lies beside the checkpoint or where --index says; each start brings it up to date. --index without
+lies under work_dirs/demo or where --index says; each start brings it up to date. --index without
 --catalogue is opened as it is.
 """
 
 import argparse
+import hashlib
 import io
 import logging
 import subprocess
@@ -54,7 +55,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     checkpoint = Path(args.checkpoint or quickstart())
     catalogue = args.catalogue or (None if args.index else MINI)
-    index = args.index or checkpoint.parent / f'index_{Path(catalogue).stem}'
+    index = args.index or place(checkpoint, catalogue)
     if catalogue:
         tool(ROOT / 'tools/search/build_index.py', checkpoint, catalogue, '--index', index)
     try:
@@ -63,6 +64,13 @@ def main(argv: list[str] | None = None) -> None:
             serve(CatalogueSearch(encoder, opened), args)
     except (ValueError, OSError, ImportError) as error:
         raise SystemExit(str(error)) from error
+
+
+def place(checkpoint: Path, catalogue: str | Path) -> Path:
+    """Where the index of a catalogue and a model lies: of others of the same names, elsewhere."""
+    named = f'{checkpoint.resolve()}\n{Path(catalogue).resolve()}'.encode()
+    digest = hashlib.blake2b(named, digest_size=4).hexdigest()
+    return Path('work_dirs/demo') / f'{Path(catalogue).stem}_{digest}'
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:

@@ -12,6 +12,7 @@ import importlib.util
 import os
 import re
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple, NoReturn
@@ -204,8 +205,18 @@ def mmengine_local_checkpoints() -> bool:
     return True
 
 
+def quiet_mmcv_lite() -> None:
+    """Keep mmcv from warning, at each start of each tool, of an operator nothing here uses.
+
+    mmcv-lite has no compiled operators and says so when mmpretrain imports its transformer bricks.
+    Unnecessary beside mmcv itself.
+    """
+    warnings.filterwarnings('ignore', 'Fail to import ``MultiScaleDeformableAttention``')
+
+
 def prepare() -> None:
     """Check the dependencies, then apply every bridge; called once, by ``import eiclip_mm``."""
     check_dependencies()
+    quiet_mmcv_lite()
     torchvision_on_cpu_torch()
     mmengine_local_checkpoints()

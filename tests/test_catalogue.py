@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import catalogues
@@ -182,6 +183,9 @@ def test_the_digest_is_of_what_vectors_depend_on(tmp_path):
     assert changed(text_fields=dict(description='b'))
     assert changed(entities={})
     assert changed(photo=None)
+    (tmp_path / 'moved').mkdir()
+    moved = shutil.copy2(photo, tmp_path / 'moved')
+    assert not changed(photo=str(moved))
     os.utime(photo, ns=(0, 0))
     assert changed()
     before = item.digest

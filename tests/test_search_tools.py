@@ -31,7 +31,7 @@ import build_index
 import query
 
 ROOT = Path(__file__).resolve().parents[1]
-MARK = 'photos cannot be read; these products are found by text alone'
+MARK = 'photos cannot be read; of these products the text alone is searched (--side product)'
 
 
 @pytest.fixture(scope='module')
@@ -133,7 +133,7 @@ def test_a_second_build_embeds_what_changed(store, capsys, monkeypatch):
 def test_items_are_deleted_without_a_catalogue(store, capsys):
     store.build()
     build_index.main(['--index', str(store.where), '--delete', 'p1', 'p2', 'none'])
-    assert '2 deleted, 10 left' in capsys.readouterr().out
+    assert '2 deleted, 10 left\nnot in the index: none\n' in capsys.readouterr().out
     assert not {'p1', 'p2'} & set(store.content())
     with pytest.raises(SystemExit, match='does not exist'):
         build_index.main(['--index', str(store.where / 'none'), '--delete', 'p1'])

@@ -49,11 +49,12 @@ class Item:
 
     @property
     def digest(self) -> str:
-        """Of all that its vectors depend on; of the photo, path, size and time of change."""
+        """Of all that its vectors depend on; of the photo, name, size and time of change."""
         file, _ = _file_and_row(self.photo or '')
         stat = os.stat(file) if self.photo and os.path.isfile(file) else None
         state = None if stat is None else [stat.st_size, stat.st_mtime_ns]
-        depends = [self.text_fields, self.entities, self.photo, state]
+        name = os.path.basename(self.photo or '')  # the folder may move
+        depends = [self.text_fields, self.entities, name, state]
         plain = json.dumps(depends, sort_keys=True).encode()
         return hashlib.blake2b(plain, digest_size=8).hexdigest()
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from eiclip_mm.apis import Encoder
 from eiclip_mm.apis.catalogue import open_photo, read_catalogue
+from eiclip_mm.apis.photos import read_photo
 from eiclip_mm.evaluation.functional import both_ranks
 
 KS = (1, 5, 10)
@@ -96,8 +97,14 @@ def sample(
     items = list(itertools.islice(whole, number))
     if not items:
         raise ValueError(f'{catalogue} has no product with a photo and a text.')
+    photos = [open_photo(item.photo) for item in items]
+    for item, photo in zip(items, photos, strict=True):
+        try:
+            read_photo(photo)
+        except (ValueError, OSError) as error:
+            raise ValueError(f'product {item.id}: {error}; leave it out of {catalogue}.') from error
     return Sample(
-        [open_photo(item.photo) for item in items],
+        photos,
         [dict(item.text_fields, entities=item.entities) for item in items],
     )
 

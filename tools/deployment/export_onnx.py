@@ -74,9 +74,9 @@ def main(argv: list[str] | None = None) -> None:
         if args.int8 is not None:
             write_int8(encoder, args.out, args.int8)
             models['onnx, int8'] = OnnxEncoder(args.out / 'int8', threads=threads)
+        compare(models, products)
     except (ValueError, OSError, ImportError) as error:
         raise SystemExit(str(error)) from error
-    compare(models, products)
 
 
 def compare(models: dict[str, Encoder], products: Sample | None) -> None:

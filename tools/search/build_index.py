@@ -49,7 +49,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         if args.delete:
             with CatalogueIndex.open(args.index) as index:
+                there = index.get(args.delete)
                 print(f'{index.delete(args.delete)} deleted, {len(index)} left')
+                if lost := [id_ for id_ in args.delete if id_ not in there]:
+                    print(f'not in the index: {", ".join(lost)}')
         if args.catalogue:
             run(args)
     except (ValueError, OSError, ImportError) as error:
@@ -182,7 +185,10 @@ def report(done: Done, size: int, seconds: float) -> None:
     rate = f', {embedded / seconds:.1f} embedded rows/s' if embedded else ''
     print(f'{seconds:.1f} s{rate}')
     if done.broken:
-        print(f'{len(done.broken)} photos cannot be read; these products are found by text alone:')
+        print(
+            f'{len(done.broken)} photos cannot be read; of these products the text alone is '
+            'searched (--side product):'
+        )
         for id_, why in islice(done.broken.items(), SHOWN):
             print(f'  {id_}: {why}')
         if len(done.broken) > SHOWN:

@@ -127,7 +127,7 @@ def shown(answer: Answer, encoder: Encoder, where: Sequence[Condition]) -> str:
 def table(hits: Sequence[Hit], encoder: Encoder, where: Sequence[Condition]) -> str:
     """Hits with their texts, their entities and the attributes that were asked for."""
     if not hits:
-        return 'nothing passes the filters'
+        return 'nothing passes the filters; is each value spelt as in the catalogue?'
     types = [
         type_
         for type_ in encoder.tokenizer.vocab.types
