@@ -185,7 +185,7 @@ def test_folders_that_are_no_exported_model_are_refused(exported, tmp_path):
     for change, said in (
         (dict(format='other'), "expected 'eiclip_mm.onnx/1'"),
         (dict(text={}), 'damaged'),
-        (dict(image=dict(sizing=[dict(type='os.system')])), 'must be a registered name'),
+        (dict(image=dict(sizing=[dict(type='os.system')])), 'which is not registered'),
     ):
         (tmp_path / 'a/model.json').write_text(json.dumps(about | change))
         with pytest.raises(ValueError, match=said):

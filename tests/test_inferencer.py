@@ -185,6 +185,8 @@ def test_photos_are_upright_opaque_and_rgb(tmp_path):
     np.testing.assert_array_equal(read_photo(path), np.rot90(pixels, -1))
     clear = Image.fromarray(np.zeros((2, 2, 4), np.uint8))
     np.testing.assert_array_equal(read_photo(clear), np.full((2, 2, 3), 255, np.uint8))
+    deep = Image.fromarray(np.full((2, 2), 257 * 127, np.uint16))
+    np.testing.assert_array_equal(read_photo(deep), np.full((2, 2, 3), 127, np.uint8))
     grey = np.full((2, 2), 7, np.uint8)
     np.testing.assert_array_equal(read_photo(grey), np.full((2, 2, 3), 7, np.uint8))
 
@@ -229,6 +231,13 @@ def write_checkpoint(config: Config, path: Path, text: str | None = None):
     return model
 
 
+def with_type(type_, step='ResizeEdge', model='ViT-B-32') -> str:
+    """A config as mmengine writes it."""
+    parts = dict(towers=dict(model=model), tokenizer=dict(model=model))
+    loader = dict(dataset=dict(pipeline=[dict(type=step)]))
+    return f'model = {dict(parts, type=type_)!r}\ntest_dataloader = {loader!r}'
+
+
 @pytest.mark.parametrize(
     ('text', 'message'),
     [
@@ -238,9 +247,16 @@ def write_checkpoint(config: Config, path: Path, text: str | None = None):
         ('model = ' + '[' * 5000 + ']' * 5000, 'not plain data'),
         ('model = dict(type="EICLIP")', 'holds no config'),
         ('', 'holds no config'),
-        ('model = dict(type="os.system")\ntest_dataloader = dict()', "names type 'os.system'"),
-        ('model = dict(a=[dict(type="a.b.c")])\ntest_dataloader = dict()', "names type 'a.b.c'"),
-        ('model = dict(type=3)\ntest_dataloader = dict()', 'names type 3'),
+        ('model = None\ntest_dataloader = None', 'holds no config'),
+        ('model = ' + '-' * 20000 + '1', 'not plain data'),
+        (with_type('os.system'), "names type 'os.system'"),
+        (with_type('mmengine.load'), "names type 'mmengine.load'"),  # it unpickles
+        (with_type('antigravity'), "names type 'antigravity'"),  # a module
+        (with_type('ResizeEdge'), "names type 'ResizeEdge'"),  # of another registry
+        (with_type(3), 'names type 3'),
+        (with_type('OpenCLIP', step='mmengine.load'), "names type 'mmengine.load'"),
+        (with_type('OpenCLIP', model='hf-hub:a/b'), 'fetched from a hub'),
+        (with_type('OpenCLIP', model=dict(text_cfg=dict(hf_model_name='a/b'))), 'no folder here'),
     ],
 )
 def test_a_config_that_is_more_than_data_is_not_run(trained, tmp_path, text, message):

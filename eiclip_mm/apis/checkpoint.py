@@ -1,11 +1,12 @@
 """A checkpoint as it is handed over: weights, and the config and vocabulary inside it.
 
 Opening one runs nothing that stands in it: weights are read with ``weights_only=True``, the config
-as literals, and its types are names of registries, never import paths.
+as literals, its types are registered names, and nothing is fetched from a hub.
 """
 
 import ast
 import hashlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,9 +15,19 @@ from mmengine.config import Config
 from torch import Tensor
 
 from eiclip_mm.models.ei_clip import vocab_of_state
-from eiclip_mm.structures import EntityVocab
+from eiclip_mm.registry import (
+    DATA_SAMPLERS,
+    DATASETS,
+    FUNCTIONS,
+    MODELS,
+    TOKENIZER,
+    TRANSFORMS,
+    Registry,
+)
+from eiclip_mm.structures import EntityVocab, resolve_path
 
-SCOPES = ('eiclip_mm', 'mmpretrain', 'mmengine', 'mmcv')
+# what parsing a text that is no config may end in
+UNREADABLE = (SyntaxError, AttributeError, ValueError, TypeError, RecursionError, MemoryError)
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,10 +56,12 @@ class Checkpoint:
         """Config of the model to load the weights into: its own vocabulary, nothing pretrained."""
         model = self.config.model.to_dict()
         towers = dict(model['towers'], pretrained=None, image_weights=None)
-        named = isinstance(towers['model'], str)
-        text_cfg = {} if named else towers['model'].get('text_cfg', {})
-        if 'hf_model_name' in text_cfg:
-            text_cfg['hf_model_pretrained'] = False
+        if isinstance(towers['model'], dict):
+            text, vision = (towers['model'].get(side, {}) for side in ('text_cfg', 'vision_cfg'))
+            if 'hf_model_name' in text:
+                text['hf_model_pretrained'] = False
+            if 'timm_model_name' in vision:
+                vision['timm_model_pretrained'] = False
         for only_in_training in ('micro_batch', 'grad_checkpointing', 'compile'):
             towers.pop(only_in_training, None)
         tokenizer = dict(model['tokenizer'], vocab=self.vocab)
@@ -90,7 +103,8 @@ def open_checkpoint(path: str | Path, config: Config | str | Path | None = None)
             f'{path} is no checkpoint of eiclip_mm: it holds no vocabulary that can be read '
             f'({error!s:.100}). Give a file that tools/train.py wrote.'
         ) from error
-    meta = loaded.get('meta') or {}
+    meta = loaded.get('meta')
+    meta = meta if isinstance(meta, dict) else {}
     if config is None:
         config = _config(meta.get('cfg', ''), path)
     elif not isinstance(config, Config):
@@ -103,18 +117,29 @@ def _config(text: str, path: Path) -> Config:
     try:
         statements = ast.parse(text).body
         config = {s.targets[0].id: _literal(s.value) for s in statements}
-    except (SyntaxError, AttributeError, ValueError, TypeError, RecursionError) as error:
+    except UNREADABLE as error:
         raise ValueError(
             f'the config inside {path} is not plain data ({error}); give the config it was '
             'trained with: config=..., or --config.'
         ) from error
-    if 'model' not in config or 'test_dataloader' not in config:
-        raise ValueError(
-            f'{path} holds no config with model and test_dataloader; give the config it was '
-            'trained with: config=..., or --config.'
-        )
     try:
-        check_types(dict(model=config['model'], test=config['test_dataloader']))
+        model, loader = config['model'], config['test_dataloader']
+        towers, tokenizer = model['towers'], model['tokenizer']
+        pipeline = loader['dataset']['pipeline']
+    except (KeyError, TypeError) as error:
+        raise ValueError(
+            f'{path} holds no config with model and test_dataloader ({error}); give the config it '
+            'was trained with: config=..., or --config.'
+        ) from error
+    try:
+        check_types(model, MODELS, TOKENIZER)
+        check_types(pipeline, TRANSFORMS)
+        loaders = [value for key, value in config.items() if key.endswith('_dataloader')]
+        check_types(loaders, DATASETS, TRANSFORMS, TOKENIZER, DATA_SAMPLERS, FUNCTIONS)
+        check_local(towers['model'])
+        check_local(tokenizer['model'])
+    except (KeyError, TypeError) as error:
+        raise ValueError(f'the config inside {path} lacks {error}.') from error
     except ValueError as error:
         raise ValueError(
             f'the config inside {path} {error}. If you trust it, give the config it was trained '
@@ -139,21 +164,50 @@ def _literal(node: ast.expr):
     return ast.literal_eval(node)
 
 
-def check_types(value) -> None:
-    """Refuse ``type`` values that a registry would take for import paths.
+def check_types(value, *registries: Registry) -> None:
+    """Refuse ``type`` values that are not in a registry: mmengine would import what they name.
+
+    Args:
+        value: a config.
+        registries: its types must be in one of them, or in their ancestors.
 
     Raises:
         ValueError: names the first.
     """
-    if isinstance(value, dict):
-        type_ = value.get('type', 'none')
-        *scope, name = type_.split('.') if isinstance(type_, str) else ['?', '?', '?']
-        if not name.isidentifier() or scope not in ([], *([scope] for scope in SCOPES)):
-            raise ValueError(
-                f'names type {type_!r}; it must be a registered name, alone or behind one of '
-                f'{SCOPES}'
-            )
-        value = list(value.values())
-    if isinstance(value, (list, tuple)):
-        for inner in value:
-            check_types(inner)
+    known = {name for registry in registries for name in _names(registry)}
+
+    def check(value) -> None:
+        if isinstance(value, dict):
+            if 'type' in value and value['type'] not in known:
+                raise ValueError(f'names type {value["type"]!r}, which is not registered')
+            value = list(value.values())
+        if isinstance(value, (list, tuple)):
+            for inner in value:
+                check(inner)
+
+    check(value)
+
+
+def _names(registry: Registry) -> Iterator[str]:
+    registry.import_from_location()
+    node = registry
+    while node is not None:
+        for name in node.module_dict:
+            yield from (name, f'{node.scope}.{name}')
+        node = node.parent
+
+
+def check_local(model: str | Mapping) -> None:
+    """Refuse an architecture whose parts would be fetched from a hub.
+
+    Raises:
+        ValueError: names the part.
+    """
+    if isinstance(model, str):
+        if ':' in model:
+            raise ValueError(f'names the model {model!r}, which would be fetched from a hub')
+        return
+    for key in ('hf_model_name', 'hf_tokenizer_name'):
+        name = model.get('text_cfg', {}).get(key)
+        if name is not None and not Path(resolve_path(name)).is_dir():
+            raise ValueError(f'names {key} {name!r}, which is no folder here')

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from eiclip_mm.datasets.tokenizer import EntityTokenizer
+from eiclip_mm.registry import TRANSFORMS
 
 from .checkpoint import check_types
 from .encoder import Encoder
@@ -45,7 +46,7 @@ class OnnxEncoder(Encoder):
             tokenizer = EntityTokenizer(
                 dict(text_cfg=architecture), about['vocab'], **{key: text[key] for key in keys}
             )
-            check_types(sizing)
+            check_types(sizing, TRANSFORMS)
             sizing = PhotoSizing(sizing)
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(
@@ -87,7 +88,7 @@ def read_about(folder: Path) -> dict:
             )
     try:
         about = json.loads(path.read_text(encoding='utf-8'))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f'{path} is not JSON: {error}') from error
     if not isinstance(about, dict) or about.get('format') != FORMAT:
         got = about.get('format') if isinstance(about, dict) else type(about).__name__

@@ -95,6 +95,8 @@ class LoadProductImage(BaseTransform):
 def rgb_pixels(image: Image.Image) -> np.ndarray:
     """(height, width, 3) uint8 of an image: upright as its EXIF says, clear parts white."""
     image = ImageOps.exif_transpose(image)
+    if image.mode.startswith('I'):  # 16 bits a pixel, which PIL would clip to 8
+        return np.repeat((np.asarray(image) // 257).clip(0, 255).astype(np.uint8)[..., None], 3, 2)
     if image.has_transparency_data:  # shops cut products out: their ground is white
         image = image.convert('RGBA')
         image = Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image)
