@@ -29,6 +29,7 @@ from eiclip_mm.apis.search import CatalogueSearch
 try:
     import uvicorn
     from fastapi import FastAPI, HTTPException, Request, Response
+    from fastapi.middleware.trustedhost import TrustedHostMiddleware
     from fastapi.responses import FileResponse
     from fastapi.staticfiles import StaticFiles
 
@@ -47,6 +48,7 @@ POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
     "img-src 'self' blob: data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
+HOSTS = ['127.0.0.1', 'localhost']  # what a browser calls this machine
 DOCS = ('/docs', '/redoc')  # FastAPI's own pages load scripts from elsewhere
 
 
@@ -124,6 +126,9 @@ def demo_app(search: CatalogueSearch, encoder: Encoder) -> FastAPI:
         response.headers['X-Content-Type-Options'] = 'nosniff'
         response.headers['Referrer-Policy'] = 'no-referrer'
         return response
+
+    # A page elsewhere whose name is made to lead to this machine would be of our origin.
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=HOSTS, www_redirect=False)
 
     @app.get('/', include_in_schema=False)
     def page() -> FileResponse:

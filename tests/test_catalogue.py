@@ -50,12 +50,40 @@ def test_a_row_is_texts_entities_attributes_and_a_photo(tmp_path):
 
 
 def test_numbers_are_columns_of_numbers_alone(table):
-    items = table.read('id,description,a,b,c,d\n1,x,1,1,,nan\n2,y,2e1,one,,3\n3,z,,,,4\n')
+    items = table.read('id,description,a,b,c,d\n1,x,1,1,,0.5\n2,y,2e1,one,,3\n3,z,,,,4\n')
     assert [item.attributes for item in items] == [
-        dict(a=1.0, b='1', d='nan'),
-        dict(a=20.0, b='one', d='3'),
-        dict(d='4'),
+        dict(a=1.0, b='1', d=0.5),
+        dict(a=20.0, b='one', d=3.0),
+        dict(d=4.0),
     ]
+
+
+@pytest.mark.parametrize('missing', ['nan', 'NaN', '-inf', '1e400', 'NULL', 'None', 'N/A', '<NA>'])
+def test_what_says_that_a_number_is_missing(table, missing):
+    rows = f'id,description,price,pattern\n1,x,5,striped\n2,y,{missing},{missing}\n'
+    one, other = table.read(rows)
+    assert one.attributes == dict(price=5.0, pattern='striped')
+    assert other.attributes == dict(pattern=missing)  # of texts it may be one
+
+
+def test_numbers_with_leading_zeros_are_texts(table):
+    items = table.read('id,description,ean,share\n1,x,0003,0.5\n2,y,4,0\n')
+    assert [item.attributes for item in items] == [
+        dict(ean='0003', share=0.5),
+        dict(ean='4', share=0.0),
+    ]
+
+
+def test_columns_that_are_nearly_numbers_are_noted(table):
+    table.read(
+        'id,description,price,size,year,brand\n'
+        '1,x,5,M,2012,1\n2,y,7.5,L,,2\n3,z,5.5 EUR,42,nan,x\n4,z,6,,2013,3\n5,z,free,,2014,4\n'
+    )
+    catalogue = read_catalogue(table.path, entity_types=TYPES)
+    assert catalogue.notes == (
+        "attribute 'price' is text, so that price<=100 cannot be asked: 3 of its 5 values are "
+        "numbers, but line 4 has '5.5 EUR'.",
+    )
 
 
 @pytest.mark.parametrize('separator', [',', ';', '\t'])
@@ -80,6 +108,8 @@ def test_tables_of_spreadsheets(table, separator):
         ('id,description\n1,x\n,y\n', 'line 3: the id is empty'),
         ('id,description\n1,x\n2,y\n1,z\n', "id '1' occurs twice, line 2 and line 4"),
         ('id,description\n1,x, y\n', 'line 2: 3 cells in a table of 2 columns'),
+        ('id,description,"size 10"""\n1,x,2\n', """column 'size 10"' must be without"""),
+        ('id,description,a\\\n1,x,2\n', r"column 'a\\\\' must be without"),
         ('id,description\n1\n', 'line 2: 1 cells in a table of 2 columns'),
         ('id,description\n1,"x\n', 'not CSV, line 2: unexpected end of data'),
         ('id,description\n1,Chloé\n'.encode('latin-1'), 'not UTF-8 .*iconv -f latin1'),
@@ -112,6 +142,21 @@ def test_parquet_reads_as_csv(tmp_path):
     (tmp_path / 'shop.parquet').write_bytes(b'PAR1 no more')
     with pytest.raises(ValueError, match='not a readable parquet file'):
         read_catalogue(tmp_path / 'shop.parquet')
+
+
+def test_whole_numbers_of_parquet_are_whole(tmp_path):
+    """pandas makes the ids of a column floats where one was missing."""
+    pyarrow = pytest.importorskip('pyarrow', reason="needs pip install 'eiclip_mm[search]'")
+    from pyarrow import parquet
+
+    path = tmp_path / 'shop.parquet'
+    prices = [5.0, 7.5, float('inf'), None]
+    ids = [17.0, -2.0, 0.5, 1e300]
+    columns = dict(id=ids, description=['x'] * 4, price=prices)
+    parquet.write_table(pyarrow.table(columns), path)
+    items = list(read_catalogue(path))
+    assert [item.id for item in items] == ['17', '-2', '0.5', '1e+300']
+    assert [item.attributes for item in items] == [dict(price=5.0), dict(price=7.5), {}, {}]
 
 
 def test_coco_json_gives_the_first_photo_and_text(tmp_path):

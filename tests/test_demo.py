@@ -442,6 +442,21 @@ def test_marks_count_characters_and_weights_of_zero_are_said(page):
     assert said == ['brandPumaleft out', 'linePUMAweight 0.50']
 
 
+def client_of(demo, search, host: str = '127.0.0.1:8000'):
+    app = demo.demo_app(search, search.encoder)
+    return testclient.TestClient(app, base_url=f'http://{host}')
+
+
+def test_only_this_machine_by_its_own_names(demo, search):
+    """Or a page elsewhere reads the catalogue, by a name that it makes lead to 127.0.0.1."""
+    for host in ('127.0.0.1:8000', 'localhost:8000', 'LOCALHOST'):
+        assert client_of(demo, search, host).get('/health').status_code == 200
+    for host in ('example.com', '127.0.0.1.example.com:8000', 'localhost.example.com'):
+        for path in ('/', '/health', '/catalogue', '/photos/a/3'):
+            answer = client_of(demo, search, host).get(path)
+            assert answer.status_code == 400 and 'tee' not in answer.text
+
+
 def test_photos_are_only_those_of_the_index(demo, search, tmp_path):
     write_mini_fashiongen(tmp_path, 2, 2, 2, seed=0, progress=False)
     secret = tmp_path / 'secret.txt'
@@ -453,7 +468,7 @@ def test_photos_are_only_those_of_the_index(demo, search, tmp_path):
     payloads = [entity | dict(photo=photo) for photo in names.values()]
     search.index.upsert(ids, dict(image=np.repeat(row, 3, 0)), payloads)
     try:
-        client = testclient.TestClient(demo.demo_app(search, search.encoder))
+        client = client_of(demo, search)
         assert client.get('/photos/photo-h5').headers['content-type'] == 'image/jpeg'
         assert client.get('/photos/a/3').content.startswith(b'\xff\xd8')
         there = search.index.get(['a/3'])['a/3']['photo']
@@ -471,7 +486,7 @@ def test_photos_are_only_those_of_the_index(demo, search, tmp_path):
 
 
 def test_what_the_page_is_told(demo, search):
-    told = testclient.TestClient(demo.demo_app(search, search.encoder)).get('/catalogue').json()
+    told = client_of(demo, search).get('/catalogue').json()
     assert told['products'] == 40 and told['model'] == 'tiny.pth'
     assert told['fields'] == ['brand', 'composition']
     assert told['numbers'] == {'price': [10, 49]}

@@ -1,6 +1,7 @@
 """The index of a catalogue: one suite over a folder, qdrant-client's local mode, and a server."""
 
 import http.server
+import json
 import os
 import shutil
 import signal
@@ -19,6 +20,7 @@ pytest.importorskip('qdrant_client', reason="needs pip install 'eiclip_mm[search
 
 from qdrant_client import QdrantClient
 
+from eiclip_mm.apis import qdrant
 from eiclip_mm.apis.index import CatalogueIndex, Condition, parse_filters, recall_at_k
 from eiclip_mm.apis.qdrant import Server, store_at
 
@@ -137,6 +139,48 @@ def test_facets_count_names_in_any_spelling(where):
             index.facets('price')
         with pytest.raises(ValueError, match='limit must be at least 1, got 0'):
             index.facets('brand', limit=0)
+
+
+def test_facets_forget_what_was_deleted(where):
+    with filled(where()) as index:
+        index.delete([id_ for i, id_ in enumerate(IDS) if i % 4 == 2])
+        assert list(index.facets('brand').values()) == [30, 15]  # no Golden Goose
+        index.delete(IDS)
+        assert index.facets('brand') == {}
+
+
+def test_two_threads_write(tmp_path):
+    """Each adds a field a call: what the index notes of them is read, changed and written."""
+    failed = []
+
+    def write(who: int) -> None:
+        try:
+            for i in range(15):
+                known = dict(attributes={f'field {who} {i}': 'x'})
+                index.upsert([f'{who}-{i}'], dict(image=IMAGE[:1]), [known])
+        except BaseException as error:
+            failed.append(error)
+
+    with CatalogueIndex.create(tmp_path / 'shop', D, {}) as index:
+        threads = [threading.Thread(target=write, args=(who,)) for who in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert failed == []
+    with CatalogueIndex.open(tmp_path / 'shop') as index:
+        assert len(index) == 30
+        assert all(index.facets(f'field {w} {i}') == {'x': 1} for w in range(2) for i in range(15))
+
+
+def test_a_full_disk_is_refused(tmp_path, monkeypatch):
+    filled(tmp_path / 'shop').close()
+    monkeypatch.setattr(qdrant, 'FREE', 2**60)  # more than any disk has
+    with pytest.raises(OSError, match=r'the disk of index .*shop has \d+ MiB free.*make room'):
+        CatalogueIndex.open(tmp_path / 'shop')
+    with pytest.raises(OSError, match='make room'):
+        CatalogueIndex.create(tmp_path / 'a/new', D, {})
+    assert not (tmp_path / 'a').exists()
 
 
 def test_update_and_delete(where):
@@ -394,6 +438,13 @@ def test_a_folder_that_is_damaged_or_something_else(tmp_path):
     assert 'build it anew' in broken(lambda c: (c / 'index.json').write_text('{"for'))
     assert 'build it anew' in broken(lambda c: (c / 'index.json').write_text('[1, 2]'))
     assert "format is 'x'" in broken(lambda c: (c / 'index.json').write_text('{"format": "x"}'))
+
+    known = json.loads((tmp_path / 'shop/index.json').read_text())
+    for dim in (None, 'x', '8', 0, True, 8.0, [8]):
+        bad = json.dumps(known | dict(dim=dim))
+        assert repr(dim) in broken(lambda c, bad=bad: (c / 'index.json').write_text(bad))
+    bare = json.dumps({name: value for name, value in known.items() if name != 'dim'})
+    assert 'build it anew' in broken(lambda c: (c / 'index.json').write_text(bare))
 
     def lose(copy):
         (segment(copy) / 'version.info').unlink()  # the engine passes over such a segment

@@ -89,6 +89,20 @@ def test_photos_find_photos_and_texts(search, vectors, tmp_path):
     assert_found(texts, expected(vectors['image'][6], vectors['product'], 3))
 
 
+def test_filters_are_read_or_refused():
+    for text in ('brand=a\rb', 'brand=a\nb', ' brand = a b '):
+        (read,) = parse_filters(text)
+        assert (read.field, read.op, read.values) == ('brand', '=', ('a b',))
+    assert parse_filters('price >= 1e2')[0].values == ('1e2',)
+    for text in ('', ' = a', 'brand', 'brand=', 'brand= ', 'brand=a,,b', 'x' * 200_000):
+        with pytest.raises(ValueError, match='write FIELD=VALUE'):
+            parse_filters(text)
+    with pytest.raises(ValueError, match=r'cannot be read: .* write FIELD=VALUE'):
+        parse_filters('brand=' + 'x' * 200_000)  # more than csv holds
+    with pytest.raises(ValueError, match='is not understood'):
+        parse_filters(' ' * 5000)  # a pattern may take hours for it
+
+
 def test_filters_hold(search, encoder, vectors):
     where = parse_filters(['brand=DIESEL,Nobody', 'price<=20'])
     query = encoder.encode_queries('red tee', output='numpy')[0]

@@ -130,6 +130,25 @@ def test_a_second_build_embeds_what_changed(store, capsys, monkeypatch):
     assert set(store.content()) == {row['id'] for row in rows[:5]}
 
 
+def test_a_column_that_goes_leaves_no_names(store, capsys):
+    store.build()
+    rows = [{name: v for name, v in row.items() if name != 'brand'} for row in store.rows]
+    store.build(rows=rows)
+    store.build(rows=rows)
+    said = capsys.readouterr().out
+    assert said.count('where brand=') == 1  # before
+    with CatalogueIndex.open(store.where) as index:
+        assert index.facets('brand') == {}
+
+
+def test_a_price_with_a_word_is_said(store, capsys):
+    rows = [dict(row) for row in store.rows]
+    rows[4]['price'] = '5.5 EUR'
+    store.build(rows=rows)
+    said = capsys.readouterr().out
+    assert "attribute 'price' is text" in said and "but line 6 has '5.5 EUR'" in said
+
+
 def test_items_are_deleted_without_a_catalogue(store, capsys):
     store.build()
     build_index.main(['--index', str(store.where), '--delete', 'p1', 'p2', 'none'])
@@ -238,7 +257,11 @@ def test_queries_print_what_was_read_and_found(store, checkpoint, capsys, tmp_pa
     only = ask(store, capsys, 'tee', '--filter', 'brand=diesel', 'price<=7', '-k', 99)
     assert re.findall(r'\bp\d+\b', only) and set(re.findall(r'\bp\d+\b', only)) == {'p0', 'p1'}
     assert ' price\n' in only
-    assert 'nothing passes' in ask(store, capsys, 'tee', '--filter', 'price>1000')
+    store.build(rows=[dict(row, price=2012) for row in store.rows])
+    capsys.readouterr()
+    years = ask(store, capsys, 'tee', '--filter', 'price=2012')
+    assert years.count(' 2012\n') == 10 and '2012.0' not in years
+    assert 'nothing passes' in ask(store, capsys, 'tee', '--filter', 'price>3000')
     file = tmp_path / 'queries.txt'
     file.write_text('red tee\n\nLevi\N{RIGHT SINGLE QUOTATION MARK}s\n', encoding='utf-8')
     lines = ask(store, capsys, '--queries', file, '--json', '-k', 2).splitlines()
@@ -354,6 +377,19 @@ def test_a_new_brand_is_found_at_once(branded, capsys):
         np.testing.assert_allclose(new['product'], fresh, atol=1e-5)
     with pytest.raises(SystemExit, match=r'built with new\.pth'):
         add(branded, '--index', branded.where)
+
+
+def test_products_without_photos_have_no_rank_among_photos(branded, capsys):
+    rows = branded.rows[:]
+    theirs = [i for i, row in enumerate(rows) if row['brand'] == 'Nobody']
+    rows[theirs[0]] = dict(rows[theirs[0]], image='')
+    shop.write_csv(branded.path, rows)
+    given = (branded.checkpoint, branded.path, '--index', branded.where, '--images', branded.photos)
+    build_index.main(list(map(str, given)))
+    capsys.readouterr()
+    add(branded, '--index', branded.where, '--from-index')
+    said = capsys.readouterr().out
+    assert re.search(r'Nobody +1 +photos ', said) and re.search(r'Nobody +2 +texts ', said)
 
 
 def test_senses_come_from_names_or_photos(branded, capsys):

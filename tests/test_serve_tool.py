@@ -43,6 +43,15 @@ def start(folder: Path, *options) -> tuple[subprocess.Popen, str]:
     return process, process.stdout.readline().strip().removesuffix('/docs')
 
 
+def test_answers_are_sent_at_once():
+    with (
+        serve.listen('127.0.0.1', 0) as listener,
+        socket.create_connection(listener.getsockname()),
+        listener.accept()[0] as connection,
+    ):
+        assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
 def send(url: str, **body) -> httpx.Response:
     return httpx.post(f'{url}/search', json=body, timeout=60, trust_env=False)
 

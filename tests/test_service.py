@@ -264,6 +264,12 @@ WRONG = {
     'long word of a product': (
         post('/embed', products=[dict(description='y' * 5000)]), 422, 'products[0] has a word of',
     ),
+    'long word in pieces': (
+        post('/embed', queries=['x\x01' * 201]), 422, 'queries[0] has a word of more than 200',
+    ),
+    'long word in pieces for the tokenizer': (
+        post('/search', query='a tee ' + 'x\u206a' * 201), 422, 'query has a word of more than 200',
+    ),
     'half a surrogate': (raw('/search', '{"query": "\\ud800"}'), 422, 'query: Input should be a'),
     'no text': (post('/embed', queries=[3]), 422, 'queries.0: Input should be a valid string'),
     'k of 0': (post('/search', query='a', k=0), 422, 'k: Input should be greater than or equal'),
@@ -272,6 +278,7 @@ WRONG = {
     'long key': (post('/search', query='a', **{'q' * 10**6: 1}), 422, f'{"q" * 100}: Extra inputs'),
     'side': (post('/search', query='a', side='photo'), 422, "'image' or 'product'"),
     'filter': (post('/search', query='a', filters=['brand']), 422, "e.g. 'brand=Puma,Nike'"),
+    'filter of spaces': (post('/search', query='a', filters=[' =b']), 422, 'is not understood'),
     'field': (post('/search', query='a', filters=['colour=red']), 422, "['brand', 'price']"),
     'text as number': (post('/search', query='a', filters=['brand<3']), 422, 'needs numbers'),
     'no base64': (post('/search', photo='?!'), 422, 'photo cannot be read: Only base64'),
@@ -293,6 +300,9 @@ WRONG = {
     'facet of numbers': (('GET', '/facets?field=price', {}), 422, "'price' is a number"),
     'facet limit': (('GET', '/facets?field=brand&limit=0', {}), 422, 'limit: Input should be'),
     'facet filter': (('GET', '/facets?field=brand&filter=x', {}), 422, 'FIELD=VALUE'),
+    'facet long filter': (
+        ('GET', '/facets?field=brand&filter=' + '+' * 1001, {}), 422, 'at most 1000 characters',
+    ),
 }  # fmt: skip
 CODES = {400: 'bad_request', 404: 'not_found', 405: 'method_not_allowed', 413: 'too_large'}
 
@@ -367,6 +377,31 @@ def test_a_full_queue_says_so_and_loses_nothing(slow):
     assert '5 of 6 places are taken' in refusal(refused, 503, 'busy')
     assert refused.headers['retry-after'] == '1'
     assert health.json()['ok'] and photos.status_code == 200
+
+
+def test_photos_that_are_decoded_hold_up_nothing_else(search):
+    encoder = EICLIPInferencer(search.encoder.checkpoint, device='cpu')
+    go, sizing = threading.Event(), encoder.sizing
+    encoder.sizing = lambda image: sizing(image) if go.wait(20) else None
+    app = create_app(CatalogueSearch(encoder, search.index), encoder, Limits(timeout_s=3))
+
+    async def conversation(client):
+        body = dict(photos=[photo(i) for i in range(16)])  # more than there are threads
+        photos = asyncio.ensure_future(client.post('/embed', json=body))
+        try:
+            await until(client, 'eiclip_queue_length{kind="photo"} 16.0')
+            held = [
+                await client.get('/health'),
+                await client.get('/facets?field=brand'),
+                await client.post('/search', json=dict(query='a tee')),
+            ]
+        finally:
+            go.set()
+        return held, await photos
+
+    held, photos = talk(app, conversation)
+    assert [answer.status_code for answer in held] == [200] * 3
+    assert len(photos.json()['embeddings']) == 16
 
 
 def test_too_many_requests_are_refused_before_they_are_read(slow):

@@ -18,7 +18,7 @@ from eiclip_mm.registry import DATASETS
 from eiclip_mm.structures import clean_text
 
 from .filters import number
-from .tables import SEVERAL, TABLES, cells
+from .tables import SEVERAL, TABLES, Column, cells, check_names
 
 HDF5 = ('.h5', '.hdf5')
 
@@ -71,10 +71,14 @@ class Item:
 
 @dataclass(frozen=True)
 class Catalogue:
-    """Items, read again in each iteration; the number of them is known before."""
+    """Items, read again in each iteration; the number of them is known before.
+
+    ``notes`` are sentences on what its owner may not have meant.
+    """
 
     size: int
     read: Callable[[], Iterator[Item]]
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return self.size
@@ -96,8 +100,9 @@ def read_catalogue(
     ``.json``                 COCO captions with entities, ``docs/data_format.md``
     ``.csv``, ``.parquet``    columns ``id``, each of ``text_fields`` and, if there are photos,
                               ``image``; a column named like one of ``entity_types`` holds entities,
-                              any other an attribute: a number where all values are numbers.
-                              Several values of a cell are split by ``|``
+                              any other an attribute: a number where all values are numbers, but
+                              for ``nan``, ``inf``, ``null``, which are missing; one with a leading
+                              zero is text. Several values of a cell are split by ``|``
     ``.h5``, ``.hdf5``        Fashion-Gen's; its price becomes the attribute ``price``
     ``.py``                   a config: the data set of its ``split``
     ========================  =====================================================================
@@ -111,7 +116,8 @@ def read_catalogue(
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: another kind of file, a damaged one, a column is missing, an id occurs twice.
+        ValueError: another kind of file, a damaged one, a column is missing or has a name that no
+            filter can have, an id occurs twice.
         ImportError: a parquet file without pyarrow.
     """
     path = Path(path)
@@ -203,7 +209,7 @@ def _items(data: ProductDataset) -> Iterator[Item]:
 
 def _table(path: Path, text_fields: tuple, entity_types: frozenset, root: Path) -> Catalogue:
     places: dict[str, str] = {}
-    texts: set[str] = set()  # columns with a value that is no number
+    columns: dict[str, Column] = {}  # the attributes
     for place, row in cells(path):
         missing = [name for name in ('id', *text_fields) if name not in row]
         if missing:
@@ -219,16 +225,23 @@ def _table(path: Path, text_fields: tuple, entity_types: frozenset, root: Path) 
                 f'{path}: id {id_!r} occurs twice, {places[id_]} and {place}; keep one row a '
                 f'product, its photos in one cell, split by {SEVERAL!r}.'
             )
+        if not places:
+            fields = [name for name in row if name not in ('id', 'image', *text_fields)]
+            check_names(path, fields)
+            columns = {name: Column() for name in fields if name not in entity_types}
         places[id_] = place
-        texts.update(n for n, value in row.items() if value and number(value) is None)
+        for name, column in columns.items():
+            column.add(row[name], place)
     if not places:
         raise ValueError(f'{path} has no rows.')
+    texts = {name for name, column in columns.items() if column.texts}
 
     def items() -> Iterator[Item]:
         for _, row in cells(path):
             yield _item(row, text_fields, entity_types, texts, root)
 
-    return Catalogue(len(places), items)
+    notes = (column.note(name) for name, column in columns.items())
+    return Catalogue(len(places), items, tuple(filter(None, notes)))
 
 
 def _item(
@@ -241,9 +254,10 @@ def _item(
         text_fields={name: clean_text(row[name]) for name in text_fields},
         entities={n: names for n, v in rest.items() if n in entity_types and (names := _names(v))},
         attributes={
-            name: clean_text(value) if name in texts else number(value)
+            name: read
             for name, value in rest.items()
             if name not in entity_types
+            and (read := clean_text(value) if name in texts else number(value)) is not None
         },
         photo=os.path.abspath(root / photo) if photo else None,
     )

@@ -17,7 +17,8 @@ TEXTS, NUMBERS = 'texts', 'numbers'  # what a field holds; both are written into
 OPS = ('=', '!=', '<', '<=', '>', '>=')
 BOUNDS = {'<': 'lt', '<=': 'lte', '>': 'gt', '>=': 'gte'}
 HOW = "write FIELD=VALUE, e.g. 'brand=Puma,Nike' (any of them), 'colour!=red' or 'price<=100'"
-_CONDITION = re.compile(r'\s*([^=!<>]+?)\s*(!=|<=|>=|=|<|>)\s*([^=<>].*?)\s*', re.DOTALL)
+# spaces are left to strip(): a pattern that shares them out takes the cube of their number
+_CONDITION = re.compile(r'([^=!<>]+)(!=|<=|>=|=|<|>)([^=<>].*)', re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -63,12 +64,15 @@ def parse_filters(texts: Sequence[str]) -> list[Condition]:
     found = []
     for text in texts:
         match = _CONDITION.fullmatch(text)
-        if match is None:
+        field, op, values = map(str.strip, match.groups()) if match else ('', '', '')
+        if not field:
             raise ValueError(f'filter {text!r} is not understood; {HOW}.')
-        field, op, values = match.groups()
-        (row,) = csv.reader([values.replace('\n', ' ')], skipinitialspace=True)
+        try:
+            (row,) = csv.reader([re.sub(r'[\r\n]', ' ', values)], skipinitialspace=True)
+        except csv.Error as error:
+            raise ValueError(f'filter {text!r:.200} cannot be read: {error}; {HOW}.') from error
         values = tuple(value.strip() for value in row)
-        if '' in values:
+        if not values or '' in values:
             raise ValueError(f'filter {text!r} has an empty value; {HOW}.')
         found.append(Condition(field, op, values))
     return found

@@ -53,7 +53,13 @@ class CatalogueIndex:
             raise ValueError(
                 f'no index of eiclip_mm: its format is {meta.get("format")!r}, not {FORMAT!r}.'
             )
-        self.dim: int = meta['dim']
+        dim = meta.get('dim')
+        if type(dim) is not int or dim < 1:  # True is an int
+            raise ValueError(
+                f'the index is damaged: the dim of its metadata must be a whole number of 1 or '
+                f'more, got {dim!r}; build it anew.'
+            )
+        self.dim: int = dim
         self._known = _known(meta)
 
     @classmethod
@@ -69,6 +75,7 @@ class CatalogueIndex:
 
         Raises:
             FileExistsError: something is there.
+            OSError: the disk of a folder is full.
             ConnectionError, PermissionError: the server is not reached, or refuses the key.
         """
         if dim < 1:
@@ -84,11 +91,16 @@ class CatalogueIndex:
         Raises:
             FileNotFoundError: nothing is there.
             ValueError: not an index, damaged, or open in another process.
+            OSError: the disk of a folder is full.
             ConnectionError, PermissionError: the server is not reached, or refuses the key.
         """
         store = location if isinstance(location, Server) else store_at(location)
         store.open()
-        return cls(store)
+        try:
+            return cls(store)
+        except ValueError:
+            store.close()
+            raise
 
     @property
     def about(self) -> dict:

@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 MAX_CHARS = 10_000  # of a text; models read some tens of words of it
 Text = Annotated[str, Field(max_length=MAX_CHARS)]
+Filter = Annotated[str, Field(max_length=1000)]
 Names = Annotated[list[Annotated[str, Field(max_length=200)]], Field(max_length=64)]
 Base64 = Annotated[str, Field(description='bytes of a JPEG, PNG, WebP, GIF, BMP or AVIF file')]
 BRAND = dict(brand=['Golden Goose'])
@@ -74,7 +75,7 @@ class SearchRequest(Strict):
     query: Text | None = None
     photo: Base64 | None = None
     k: int = Field(10, ge=1, le=1000, description='hits')
-    filters: list[Annotated[str, Field(max_length=1000)]] = Field(
+    filters: list[Filter] = Field(
         [], max_length=32, description="all must hold: 'brand=Puma,Nike', 'price<=100'"
     )
     entities: bool = Field(True, description='false: the query without the intervention')

@@ -6,6 +6,8 @@ and filters.py.
 
 import json
 import os
+import shutil
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,6 +21,9 @@ SIDES = ('image', 'product')
 # recall@10 >= 0.98 at 100,000 x 512, measured: docs/scale.md
 GRAPH = dict(m=16, ef_construct=200, full_scan_threshold=10_000)  # the last in KB of vectors
 EF = 128  # candidates a search keeps
+# bytes; the engine maps its files into memory, so a full disk kills the process: SIGBUS. Opening an
+# index of one item took 79 MB of a tmpfs
+FREE = 128 * 2**20
 DAMAGED = 'index {} is damaged ({!s:.200}); build it anew.'
 NOT_INSTALLED = "{} is not installed; an index needs pip install 'eiclip_mm[search]'."
 
@@ -57,11 +62,13 @@ class Folder:
         self.models = qdrant_edge
         self.where = Path(where)
         self._meta, self._points = self.where / 'index.json', self.where / 'points'
+        self._writing = threading.Lock()
 
     def create(self, dim: int, meta: Mapping) -> None:
         """An empty index of vectors of width ``dim``."""
         if self.where.exists() and (not self.where.is_dir() or any(self.where.iterdir())):
             raise FileExistsError(f'{self.where} is there and not empty; remove it or open it.')
+        self._check_room()
         self._points.mkdir(parents=True)
         edge = self.models
         params = edge.EdgeVectorParams(size=dim, distance=edge.Distance.Dot)
@@ -80,6 +87,7 @@ class Folder:
         if not self._meta.is_file():
             raise ValueError(f'{self.where} is no index: it holds no index.json.')
         meta = self.meta()
+        self._check_room()
         try:
             self._shard = self.models.EdgeShard.load(str(self._points))
         except (KeyboardInterrupt, SystemExit):
@@ -97,6 +105,15 @@ class Folder:
             raise ValueError(DAMAGED.format(self.where, f'it has {there} of {items} items'))
         self._write(meta)
 
+    def _check_room(self) -> None:
+        where = self.where.absolute()
+        place = next(folder for folder in (where, *where.parents) if folder.exists())
+        if (free := shutil.disk_usage(place).free) < FREE:
+            raise OSError(
+                f'the disk of index {self.where} has {free / 2**20:.0f} MiB free, an index needs '
+                f'{FREE / 2**20:.0f} to be opened; make room, or keep it on another disk.'
+            )
+
     def meta(self) -> dict:
         """What :meth:`create` and :meth:`add_meta` were given."""
         try:
@@ -106,7 +123,8 @@ class Folder:
 
     def add_meta(self, more: Mapping) -> None:
         """Set these keys."""
-        self._write(self.meta() | more)
+        with self._writing:
+            self._write(self.meta() | more)
 
     def _write(self, meta: Mapping) -> None:
         part = self._meta.with_suffix('.part')
@@ -163,7 +181,7 @@ class Folder:
     def facet(self, path: str, filter_, limit: int) -> dict[str, int]:
         """How many points have each value of a text field, most frequent first."""
         request = self.models.FacetRequest(path, limit, True, filter_)
-        return {hit.value: hit.count for hit in self._shard.facet(request).hits}
+        return _counts(self._shard.facet(request).hits)
 
     def optimize(self) -> None:
         """Build the graphs of points that have none."""
@@ -283,8 +301,7 @@ class Server:
 
     def facet(self, path: str, filter_, limit: int) -> dict[str, int]:
         """How many points have each value of a text field, most frequent first."""
-        found = self._ask('facet', path, filter_, limit, exact=True)
-        return {hit.value: hit.count for hit in found.hits}
+        return _counts(self._ask('facet', path, filter_, limit, exact=True).hits)
 
     def optimize(self) -> None:
         """Wait until the server has built the graphs."""
@@ -294,3 +311,8 @@ class Server:
     def close(self) -> None:
         """Hang up."""
         self.client.close()
+
+
+def _counts(hits: Sequence) -> dict[str, int]:
+    """Without the values whose points were all deleted: the engine remembers them."""
+    return {hit.value: hit.count for hit in hits if hit.count}

@@ -30,6 +30,7 @@ from .messages import (
     EmbedRequest,
     EmbedResponse,
     ErrorResponse,
+    Filter,
     HealthResponse,
     Limits,
     SearchRequest,
@@ -63,8 +64,9 @@ def create_app(
     """
     registry = CollectorRegistry()  # its own, so that a process may have two
     ProcessCollector(registry=registry)
+    # of the index alone: /health must not wait for photos that are decoded
     pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
-    shared = SharedEncoder(encoder, limits, pool, registry)
+    shared = SharedEncoder(encoder, limits, registry)
 
     @asynccontextmanager
     async def running(app: FastAPI):
@@ -136,7 +138,7 @@ def _add_search(
     async def facets(
         field: Annotated[str, Query(max_length=200, examples=['brand'])],
         filters: Annotated[
-            list[str] | None, Query(alias='filter', max_length=32, examples=[['price<=100']])
+            list[Filter] | None, Query(alias='filter', max_length=32, examples=[['price<=100']])
         ] = None,
         limit: Annotated[int, Query(ge=1, le=1000)] = 20,
     ) -> dict[str, dict[str, int]]:

@@ -2,9 +2,10 @@
 
 import base64
 import io
+import os
 import re
 from collections.abc import Sequence
-from concurrent.futures import Executor
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -12,6 +13,8 @@ from fastapi import HTTPException
 from PIL import Image
 from prometheus_client import CollectorRegistry, Gauge, Histogram
 from torch import Tensor, stack
+
+from eiclip_mm.structures import clean_text
 
 from .batching import Batcher
 from .encoder import Encoder, Reading
@@ -27,6 +30,7 @@ _LONG_WORD = re.compile(r'[^\W\d_]{201}')
 
 
 class _Text(NamedTuple):
+    place: str
     product: AnyProduct
     entities: bool
 
@@ -37,13 +41,10 @@ class SharedEncoder:
     Args:
         encoder: embeds.
         limits: of a photo, a batch and a queue.
-        pool: threads that decode photos.
         registry: of the metrics.
     """
 
-    def __init__(
-        self, encoder: Encoder, limits: Limits, pool: Executor, registry: CollectorRegistry
-    ):
+    def __init__(self, encoder: Encoder, limits: Limits, registry: CollectorRegistry):
         self.encoder, self.limits = encoder, limits
         sizes = Histogram(
             'eiclip_batch_size', 'Items that were encoded together.', ['kind'],
@@ -51,11 +52,13 @@ class SharedEncoder:
         )  # fmt: skip
         taken = Gauge('eiclip_queue_length', 'Items not yet answered.', ['kind'], registry=registry)
         settings = (limits.max_batch, limits.max_wait_ms, limits.max_queue)
+        decoders = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
         self._photos = Batcher(
-            self._encode_photos, self._sized, pool, *settings, sizes.labels('photo').observe
+            self._encode_photos, self._sized, decoders, *settings, sizes.labels('photo').observe
         )
+        cleaner = ThreadPoolExecutor(1)
         self._texts = Batcher(
-            self._encode_texts, None, None, *settings, sizes.labels('text').observe
+            self._encode_texts, self._readable, cleaner, *settings, sizes.labels('text').observe
         )
         taken.labels('photo').set_function(lambda: self._photos.taken)
         taken.labels('text').set_function(lambda: self._texts.taken)
@@ -96,23 +99,30 @@ class SharedEncoder:
             HTTPException: 422, one that the model cannot read.
             Busy: the queue is full.
         """
-        products = [self._product(text, name.format(i)) for i, text in enumerate(texts)]
-        return await self._texts([_Text(product, entities) for product in products])
+        places = [name.format(i) for i in range(len(texts))]
+        products = [self._product(*both) for both in zip(texts, places, strict=True)]
+        return await self._texts(
+            [_Text(*both, entities) for both in zip(places, products, strict=True)]
+        )
 
     def _product(self, item: str | Product, place: str) -> AnyProduct:
         if isinstance(item, str):
-            product, texts = item, [item]
+            product = item
             if not item.strip():
                 raise HTTPException(422, f'{place} is empty.')
         else:
             product = item.model_dump()
-            texts = [text for text in product.values() if isinstance(text, str)]
             known = (*self.encoder.text_fields, 'entities')
             if not set(product) <= {*known} or not any(product.values()):
                 raise HTTPException(422, f'{place} must have some of {known}, and no other key.')
-        if any(map(_LONG_WORD.search, texts)):
-            raise HTTPException(422, f'{place} has a word of more than 200 letters.')
         return product
+
+    def _readable(self, text: _Text) -> _Text:
+        """A text without long words, as the tokenizer cleans it: that joins what seems apart."""
+        joined = clean_text(' '.join(_strings(text.product)))
+        if _LONG_WORD.search(self.encoder.tokenizer.subwords.clean(joined)):
+            raise HTTPException(422, f'{text.place} has a word of more than 200 letters.')
+        return text
 
     def _encode_texts(self, texts: Sequence[_Text]) -> list[tuple[np.ndarray, Reading]]:
         found: dict[int, tuple[np.ndarray, Reading]] = {}
@@ -146,3 +156,11 @@ class SharedEncoder:
         except Exception as error:  # decoders raise whatever they meet
             reason = str(error).rstrip('.')
         raise HTTPException(422, f'{place} cannot be read: {reason}.')
+
+
+def _strings(product: AnyProduct) -> list[str]:
+    """All texts of a product, names of entities too."""
+    if isinstance(product, str):
+        return [product]
+    texts = [value for value in product.values() if isinstance(value, str)]
+    return texts + [name for names in product['entities'].values() for name in names]

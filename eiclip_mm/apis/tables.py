@@ -1,13 +1,59 @@
-"""Tables of a shop, CSV or parquet: each row as text by column."""
+"""Tables of a shop, CSV or parquet: each row as text by column, and which columns are numbers."""
 
 import csv
 import math
+import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+
+from .filters import number
 
 TABLES = ('.csv', '.parquet')
 SEVERAL = '|'  # between the values of one cell
+MISSING = ('null', 'none', 'na', 'n/a', '#n/a', '<na>')  # beside nan and inf, in any case
+_CODE = re.compile(r'[-+]?0\d')  # 0003 is not 3
+
+
+@dataclass
+class Column:
+    """What the values of a column are: numbers, unless one of them is a text.
+
+    Attributes:
+        numbers: how many are numbers.
+        texts: how many are neither that nor missing; a number with leading zeros is a code, a text.
+        first: the first of the texts and its place.
+    """
+
+    numbers: int = 0
+    texts: int = 0
+    first: tuple[str, str] = ('', '')
+
+    def add(self, value: str, place: str) -> None:
+        """Count a value; an empty one, ``nan``, ``inf`` and ``null`` are none."""
+        if _CODE.match(value) or (number(value) is None and not _missing(value)):
+            self.first = self.first if self.texts else (value, place)
+            self.texts += 1
+        elif not _missing(value):
+            self.numbers += 1
+
+    def note(self, name: str) -> str | None:
+        """Where it is text but most of its values are numbers: that, and the first that is not."""
+        if not self.texts or self.numbers <= self.texts:
+            return None
+        value, place = self.first
+        return (
+            f'attribute {name!r} is text, so that {name}<=100 cannot be asked: {self.numbers:,} of '
+            f'its {self.numbers + self.texts:,} values are numbers, but {place} has {value!r:.80}.'
+        )
+
+
+def _missing(value: str) -> bool:
+    try:
+        return not math.isfinite(float(value))
+    except ValueError:
+        return not value or value.lower() in MISSING
 
 
 def cells(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
@@ -32,6 +78,15 @@ def cells(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
             )
         named = zip(header, values, strict=True)
         yield place, {name: value.strip() for name, value in named if name}
+
+
+def check_names(path: Path, fields: Sequence[str]) -> None:
+    """Qdrant names what it filters by in double quotes, which nothing escapes."""
+    for name in fields:
+        if '"' in name or '\\' in name:
+            raise ValueError(
+                f'{path}: the name of column {name!r} must be without " and \\; rename it.'
+            )
 
 
 def _csv(path: Path) -> Iterator[tuple[str, list[str]]]:
@@ -66,8 +121,8 @@ def _parquet(path: Path) -> Iterator[tuple[str, list[str]]]:
             names = file.schema_arrow.names
             yield 'the schema', names
             rows = (row for batch in file.iter_batches(4096) for row in batch.to_pylist())
-            for number, row in enumerate(rows, 1):
-                yield f'row {number}', [_text(row[name]) for name in names]
+            for count, row in enumerate(rows, 1):
+                yield f'row {count}', [_text(row[name]) for name in names]
     except ArrowException as error:
         raise ValueError(f'{path} is not a readable parquet file: {error!s:.200}') from error
 
@@ -75,5 +130,9 @@ def _parquet(path: Path) -> Iterator[tuple[str, list[str]]]:
 def _text(value) -> str:
     if isinstance(value, list):
         return SEVERAL.join(_text(inner) for inner in value)
-    missing = value is None or (isinstance(value, float) and math.isnan(value))
-    return '' if missing else str(value)
+    if isinstance(value, float):
+        if math.isnan(value):
+            return ''
+        # pandas makes ids floats where one is missing: 17.0 is 17; larger ones are not exact
+        return str(int(value)) if value.is_integer() and abs(value) < 2**53 else str(value)
+    return '' if value is None else str(value)

@@ -212,7 +212,10 @@ def embed_again(index: CatalogueIndex, old: Encoder, new: Encoder) -> int:
 def ranks(
     index: CatalogueIndex, encoder: Encoder, having: Mapping[str, set[str]]
 ) -> dict[tuple[str, str], list[int]]:
-    """For each name and side, the ranks of its products among all when the name asks."""
+    """For each name and side, the ranks of its products among all when the name asks.
+
+    A product without a photo, or without a text, has no rank on that side.
+    """
     queries = encoder.encode_queries(list(having), output='numpy')
     ids, scores = [], {side: [] for side in ('image', 'product')}
     for part, vectors, _ in index.scan(with_vectors=True):
@@ -223,8 +226,9 @@ def ranks(
     for column, (name, theirs) in enumerate(having.items()):
         holds = np.array([id_ in theirs for id_ in ids])
         for side, parts in scores.items():
-            own = np.nan_to_num(np.concatenate(parts)[:, column], nan=-np.inf)
-            found[name, side] = [int((own > score).sum()) + 1 for score in own[holds]]
+            own = np.concatenate(parts)[:, column]
+            there = own[holds & ~np.isnan(own)]
+            found[name, side] = [int((own > score).sum()) + 1 for score in there]
     return found
 
 

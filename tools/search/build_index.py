@@ -88,6 +88,8 @@ def run(args: argparse.Namespace) -> None:
     encoder = EICLIPInferencer(args.checkpoint, config=args.config, batch_size=args.batch_size)
     types = encoder.tokenizer.vocab.types
     catalogue = read_catalogue(args.catalogue, encoder.text_fields, types, args.images, args.split)
+    for note in catalogue.notes:
+        print(note)
     with opened(args.index, encoder) as index:
         began = time.perf_counter()
         done = build(encoder, index, catalogue, args.strict)
@@ -210,6 +212,8 @@ def measure(index: CatalogueIndex, types: Sequence[str]) -> None:
         try:
             found = list(index.facets(type_, limit=1000).items())
         except ValueError:  # no item has one
+            continue
+        if not found:  # they were there once
             continue
         name, count = found[len(found) // 2]
         recall = recall_at_k(index, queries, [Condition(type_, '=', (name,))])

@@ -141,10 +141,15 @@ def table(hits: Sequence[Hit], encoder: Encoder, where: Sequence[Condition]) -> 
         item = hit.payload
         cells = [item['text_fields'].get(name, '') for name in fields]
         cells += [', '.join(item['entities'].get(type_, ())) for type_ in types]
-        cells += [f'{item["attributes"].get(name, "")}' for name in more]
+        cells += [_printed(item['attributes'].get(name, '')) for name in more]
         cut = [cell if len(cell) <= WIDTH else f'{cell[: WIDTH - 1]}…' for cell in cells]
         rows.append([str(rank), f'{hit.score:.3f}', hit.id, *cut])
     return columns(rows)
+
+
+def _printed(value: object) -> str:
+    """A year is 2012, not 2012.0."""
+    return str(int(value) if isinstance(value, float) and value.is_integer() else value)
 
 
 if __name__ == '__main__':
