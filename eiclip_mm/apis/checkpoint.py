@@ -70,8 +70,13 @@ class Checkpoint:
     @property
     def sha256(self) -> str:
         """Of the file."""
-        with open(self.path, 'rb') as file:
-            return hashlib.file_digest(file, 'sha256').hexdigest()
+        return file_sha256(self.path)
+
+
+def file_sha256(path: str | Path) -> str:
+    """What names the content of a file."""
+    with open(path, 'rb') as file:
+        return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
 def open_checkpoint(path: str | Path, config: Config | str | Path | None = None) -> Checkpoint:

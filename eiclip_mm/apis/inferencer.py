@@ -1,6 +1,5 @@
 """A trained model, from its checkpoint alone."""
 
-import hashlib
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from torch import Tensor
 from eiclip_mm.models import EICLIP, OpenCLIP
 from eiclip_mm.registry import MODELS
 
-from .checkpoint import open_checkpoint
+from .checkpoint import file_sha256, open_checkpoint
 from .encoder import Encoder
 from .photos import PhotoSizing
 
@@ -68,8 +67,7 @@ class EICLIPInferencer(Encoder):
     @property
     def sha256(self) -> str:
         """See :class:`Encoder`."""
-        with open(self.checkpoint, 'rb') as file:
-            return hashlib.file_digest(file, 'sha256').hexdigest()
+        return file_sha256(self.checkpoint)  # of the file as it is now: tools may name another
 
     @staticmethod
     def list_models(pattern: str | None = None) -> list[str]:

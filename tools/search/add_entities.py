@@ -143,8 +143,8 @@ def mean_photos(index: CatalogueIndex, encoder: Encoder) -> torch.Tensor:
 
 def row_of(vocab: EntityVocab, type_: str, name: str) -> int:
     """Which of all N entities a name is."""
-    before = vocab.types[: vocab.types.index(type_)]
-    return sum(len(vocab.names[other]) for other in before) + vocab.id(type_, name) - 1
+    first = int(EntityTable(vocab).first[vocab.types.index(type_)])
+    return first + vocab.id(type_, name) - 1
 
 
 def holders(
