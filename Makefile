@@ -5,6 +5,7 @@
 # make train       one experiment                       [CONFIG=configs/...py] [GPUS=1] [ARGS=...]
 # make benchmark   every benchmark, small enough for two cores and a quarter of an hour
 # make lint        ruff: rules and format
+# make docs        this documentation as a site, in site/; open site/index.html
 # make clean       remove caches and build outputs; .venv, data and work_dirs stay
 #
 # With PYTHON=python any target uses that environment as it is and installs nothing.
@@ -23,7 +24,7 @@ PY := $(PYTHON)
 ENVIRONMENT :=
 endif
 
-.PHONY: help setup quickstart demo test train benchmark lint clean
+.PHONY: help setup quickstart demo test train benchmark lint docs clean
 .DEFAULT_GOAL := help
 
 help:
@@ -77,7 +78,12 @@ benchmark: $(ENVIRONMENT)
 lint: $(ENVIRONMENT)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+docs: $(ENVIRONMENT)
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build -q
+	@echo "Open site/index.html"
 
 clean:
-	rm -rf build dist *.egg-info .dist_test .pytest_cache .ruff_cache .hypothesis
+	rm -rf build dist site *.egg-info .dist_test .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -9,7 +9,8 @@ from setuptools import find_packages, setup
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
-MIM = ('tools', 'configs', 'model-index.yml')  # what `mim` looks for in <package>/.mim
+REQUIRED = ('runtime', 'mminstall')  # of requirements/; each other file but the lock is an extra
+MIM = ('tools', 'configs', 'model-index.yml')  # what OpenMMLab looks for in <package>/.mim
 
 
 def requirements(name: str) -> list[str]:
@@ -56,12 +57,10 @@ METADATA = dict(
     name='eiclip_mm',
     version=runpy.run_path(str(ROOT / 'eiclip_mm' / 'version.py'))['__version__'],
     description='EI-CLIP, entity-aware image-text retrieval for fashion, for mmpretrain',
-    long_description=''.join(
-        path.read_text(encoding='utf-8') for path in [ROOT / 'README.md'] if path.is_file()
-    ),
+    long_description=(ROOT / 'README.md').read_text(encoding='utf-8'),
     long_description_content_type='text/markdown',
     author='The eiclip_mm contributors',
-    license='Apache-2.0',
+    license_expression='Apache-2.0',
     license_files=['LICENSE'],
     keywords='image-text retrieval, fashion, CLIP, causal inference, OpenMMLab',
     classifiers=[
@@ -72,14 +71,17 @@ METADATA = dict(
         'Programming Language :: Python :: 3.12',
         'Programming Language :: Python :: 3.13',
         'Topic :: Scientific/Engineering :: Artificial Intelligence',
+        'Typing :: Typed',
     ],
     python_requires='>=3.11',
-    install_requires=requirements('runtime') + requirements('mminstall'),
+    install_requires=[line for name in REQUIRED for line in requirements(name)],
     extras_require={
-        name: requirements(name) for name in ('hf', 'report', 'search', 'serve', 'onnx', 'dev')
+        path.stem: requirements(path.stem)
+        for path in sorted((ROOT / 'requirements').glob('*.txt'))
+        if path.stem not in (*REQUIRED, 'lock')
     },
     packages=find_packages(include=['eiclip_mm', 'eiclip_mm.*']),
-    package_data={'': ['py.typed', '*.json', '*.html', '*.txt']},
+    package_data={'': ['*.html', 'py.typed']},
     zip_safe=False,
     cmdclass={'build_py': BuildWithMim},
 )

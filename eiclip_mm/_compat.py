@@ -7,6 +7,7 @@ says what broke and which upstream version makes the bridge unnecessary.
 """
 
 import contextlib
+import functools
 import importlib.metadata
 import importlib.util
 import os
@@ -15,7 +16,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 
 class Dependency(NamedTuple):
@@ -40,7 +41,7 @@ class Dependency(NamedTuple):
 # nothing here uses any. The onedl-* forks are mmengine, mmcv and mmpretrain kept up to date.
 DEPENDENCIES = (
     Dependency('packaging', '>=23'),
-    Dependency('torch', '>=2.6,<3'),  # run on 2.12 and 2.13
+    Dependency('torch', '>=2.6,<3'),  # run on 2.6, 2.12, 2.13, 2.15
     Dependency('torchvision', '>=0.21,<1'),
     Dependency('numpy', '>=2,<3'),
     # before 0.10.6: KeyError "'Adafactor' is already registered" beside transformers
@@ -48,14 +49,15 @@ DEPENDENCIES = (
     Dependency('mmcv-lite', '>=2.0.0,<2.4', instead=('mmcv', 'onedl-mmcv')),  # mmpretrain's own
     Dependency('mmpretrain', '>=1.2,<2', instead=('onedl-mmpretrain',)),
     Dependency('open_clip_torch', '>=3.3,<4'),  # text towers that pool by the end token's id
-    Dependency('h5py', '>=3.10,<4'),
+    Dependency('h5py', '>=3.11,<4'),  # the first with numpy 2
     Dependency('pycocotools', '>=2.0.8,<3'),
+    Dependency('jinja2', '>=3.1,<4'),
     # With pycocotools and transformers both there, mmpretrain 1.2.0 imports its multimodal
     # models: "cannot import name 'GenerationMixin'" from transformers 4.52 on, "NoneType takes
     # no arguments" from 4.57 on. No mmpretrain release mends it yet.
     Dependency(
         'transformers',
-        '>=4.28,<4.52',
+        '>=4.41,<4.52',
         optional=True,
         otherwise=' (mmpretrain 1.2 cannot be imported beside it; uninstalling it serves as well)',
     ),
@@ -135,7 +137,7 @@ def _refuse(what: str, install: list[str]) -> NoReturn:
     raise ImportError(f'eiclip_mm {what}; run: {sys.executable} -m pip install {command}')
 
 
-_LIBRARIES = []  # an operator goes when the Library that defined it is collected
+_LIBRARIES: list[Any] = []  # an operator goes when the Library that defined it is collected
 
 
 def torchvision_on_cpu_torch() -> bool:
@@ -196,7 +198,7 @@ def mmengine_local_checkpoints() -> bool:
         return False
 
     @CheckpointLoader.register_scheme(prefixes='', force=True)
-    def load_from_local(filename, map_location=None):
+    def load_from_local(filename: str, map_location: Any = None) -> Any:
         filename = os.path.expanduser(filename)
         if not os.path.isfile(filename):
             raise FileNotFoundError(f'checkpoint {filename} does not exist')
@@ -214,9 +216,63 @@ def quiet_mmcv_lite() -> None:
     warnings.filterwarnings('ignore', 'Fail to import ``MultiScaleDeformableAttention``')
 
 
+def configs_by_name() -> None:
+    """Let ``eiclip_mm::eiclip_fashiongen.py`` name a config of this package.
+
+    It may stand in ``_base_``, and be given to Config.fromfile and to mmengine.hub.
+    Breakage: ``mmengine does not support to load eiclip_mm config``. mmengine knows the packages
+    of a fixed list, asks for a folder in the name, looks for an editable install in
+    site-packages, and its Config.fromfile takes paths only; there is no extension point. Names of
+    other packages go mmengine's way. Unnecessary once mmengine finds the configs of any package;
+    no release does yet.
+    """
+    from mmengine import hub
+    from mmengine.config import Config
+
+    find, read, get = Config._get_cfg_path, Config.fromfile, hub.get_config
+
+    @functools.wraps(find)
+    def find_named(cfg_path: str, filename: str) -> tuple[str, str | None]:
+        # None: no _scope_ in each part, which the Runner would pass on to collate functions
+        return (_config_path(cfg_path), None) if _is_ours(cfg_path) else find(cfg_path, filename)
+
+    @functools.wraps(read)
+    def read_named(filename: str | Path, *args: Any, **kwargs: Any) -> Config:
+        return read(_config_path(filename) if _is_ours(filename) else filename, *args, **kwargs)
+
+    @functools.wraps(get)
+    def get_named(cfg_path: str, pretrained: bool = False) -> Config:
+        if not _is_ours(cfg_path):
+            return get(cfg_path, pretrained)
+        if pretrained:
+            raise ValueError('eiclip_mm publishes no weights; leave pretrained=True out')
+        return Config.fromfile(cfg_path)
+
+    Config._get_cfg_path, Config.fromfile = staticmethod(find_named), staticmethod(read_named)
+    hub.get_config = hub.hub.get_config = get_named
+
+
+def _is_ours(name: str | Path) -> bool:
+    return str(name).startswith('eiclip_mm::')
+
+
+def _config_path(name: str | Path) -> str:
+    """The file that ``eiclip_mm::NAME`` names: in the installed package, or in the checkout."""
+    here, name = Path(__file__).resolve().parent, str(name).removeprefix('eiclip_mm::')
+    folders = (here / '.mim' / 'configs', here.parent / 'configs')
+    folder = next((folder for folder in folders if folder.is_dir()), folders[0])
+    if not (folder / name).is_file():
+        raise FileNotFoundError(
+            f'eiclip_mm has no config {name!r}; a name is a path below {folder}, such as '
+            'eiclip_mm::eiclip_fashiongen.py or eiclip_mm::baselines/clip_fashiongen.py'
+        )
+    return str(folder / name)
+
+
 def prepare() -> None:
     """Check the dependencies, then apply every bridge; called once, by ``import eiclip_mm``."""
     check_dependencies()
     quiet_mmcv_lite()
     torchvision_on_cpu_torch()
     mmengine_local_checkpoints()
+    configs_by_name()

@@ -77,13 +77,20 @@ class EntityVocab:
         names: for each entity type, the printed names; entity id = position + 1.
         counts: for each entity type, in how many training products each name occurs.
         source: free text that says which data the vocabulary was built on.
+
+    >>> products = [{'brand': ["Levi's"]}, {'brand': ['LEVI&#039;S', 'Puma']}]
+    >>> vocab = EntityVocab.build(products, types=['brand'])
+    >>> vocab.names, vocab.counts
+    ({'brand': ("Levi's", 'Puma')}, {'brand': (2, 1)})
+    >>> vocab.id('brand', 'PUMA'), vocab.id('brand', 'Nike')
+    (2, 0)
     """
 
     names: Mapping[str, tuple[str, ...]]
     counts: Mapping[str, tuple[int, ...]]
     source: str = field(default='', compare=False)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for type_, names in self.names.items():
             keys = Counter(entity_key(name) for name in names)
             twice = [key for key, n in keys.items() if n > 1 or not key]
@@ -106,6 +113,17 @@ class EntityVocab:
     def size(self, type_: str) -> int:
         """Rows of the type's table: its names and the unknown row."""
         return len(self.names[type_]) + 1
+
+    def rows(self, type_: str) -> range:
+        """The type's rows in a table of all entities: type by type, behind row 0, "unknown".
+
+        >>> EntityVocab(dict(a=('x', 'y'), b=('z',)), dict(a=(1, 1), b=(1,))).rows('b')
+        range(3, 4)
+        """
+        count = len(self.names[type_])
+        before = self.types[: self.types.index(type_)]
+        first = 1 + sum(len(self.names[t]) for t in before)
+        return range(first, first + count)
 
     @cached_property
     def _ids(self) -> dict[str, dict[str, int]]:
@@ -140,8 +158,8 @@ class EntityVocab:
             min_count: names seen in fewer products become unknown.
             source: see the class.
         """
-        products_of = {type_: Counter() for type_ in types}
-        spellings = {type_: {} for type_ in types}
+        products_of: dict[str, Counter[str]] = {type_: Counter() for type_ in types}
+        spellings: dict[str, dict[str, Counter[str]]] = {type_: {} for type_ in types}
         for product in products:
             for type_ in types:
                 values = product.get(type_, ())

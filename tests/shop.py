@@ -19,22 +19,26 @@ PIPELINE = [
 ]
 
 
-def write_checkpoint(path: Path, model=None, seed: int = 0, **changes) -> Path:
-    """A tiny model as tools/train.py writes one: weights, and the config in plain text."""
+def write_checkpoint(path: Path, model=None, seed: int = 0, kind='EICLIP', **changes) -> Path:
+    """A tiny model as tools/train.py writes one: weights, and the config in plain text.
+
+    The config names a file of the vocabulary that is not there; the weights hold it, too.
+    """
+    parts = dict(selector=dict(type='KeepAll'), learner=dict(type='EALearner'))
     config = (
         dict(
-            type='EICLIP',
+            type=kind,
             towers=dict(type='OpenCLIPTowers', model=tiny.ARCHITECTURE),
-            tokenizer=tiny.tokenizer(vocab=tiny.VOCAB.to_dict()),
-            selector=dict(type='KeepAll'),
-            learner=dict(type='EALearner'),
+            tokenizer=tiny.tokenizer(),
+            **(parts if kind == 'EICLIP' else {}),
         )
         | changes
     )
+    config['tokenizer'] = dict(config['tokenizer'], vocab='entities.json')
     loader = dict(dataset=dict(type='CocoProducts', pipeline=PIPELINE))
     text = Config(dict(model=config, test_dataloader=loader)).pretty_text
     if model is None:
-        model = tiny.randomised(tiny.model(seed=seed, **changes), 0.2, seed)
+        model = tiny.randomised(tiny.model(kind, seed=seed, **changes), 0.2, seed)
     torch.save(dict(state_dict=model.state_dict(), meta=dict(cfg=text, epoch=1)), path)
     return path
 

@@ -29,11 +29,9 @@ def write_data(folder: Path, train: int = 80, validation: int = 24) -> Path:
 def run_tool(name: str, *arguments) -> None:
     """``python tools/NAME.py ARGUMENTS`` in this process."""
     sys.path.insert(0, TOOLS)
-    before, sys.argv = sys.argv, [f'{name}.py', *map(str, arguments)]
     try:
-        importlib.import_module(name).main()
+        importlib.import_module(name).main([*map(str, arguments)])
     finally:
-        sys.argv = before
         sys.path.remove(TOOLS)
 
 

@@ -293,10 +293,8 @@ def test_what_cannot_be_shown_is_refused(browse, capsys, tmp_path):
     (tmp_path / 'empty.py').write_text('x = 1\n')
     with pytest.raises(SystemExit, match='has no train_dataloader; name a config with one'):
         tool.main([str(tmp_path / 'empty.py'), '--out', str(tmp_path / 'x.html')])
-    for arguments, says in (
-        (['no.py'], 'config no.py does not exist'),
-        ([str(tmp_path / 'config.py'), '--number', '0'], '--number must be at least 1, got 0'),
-    ):
-        with pytest.raises(SystemExit):
-            tool.main([*arguments, '--out', str(tmp_path / 'x.html')])
-        assert says in capsys.readouterr().err
+    with pytest.raises(SystemExit, match=r'config no\.py does not exist'):
+        tool.main(['no.py', '--out', str(tmp_path / 'x.html')])
+    with pytest.raises(SystemExit):
+        browse('--number', '0')
+    assert '--number: must be at least 1, got 0' in capsys.readouterr().err

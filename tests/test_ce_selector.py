@@ -20,7 +20,7 @@ from eiclip_mm.models import (
     causal_effects,
 )
 from eiclip_mm.models.causal_effects import bootstrap_interval
-from eiclip_mm.models.ce_selector import EntityTable
+from eiclip_mm.models.entity_table import EntityTable
 from eiclip_mm.structures import EntityVocab
 
 ALL = (KeepAll, KeepNone, GatedCESelector, EffectCESelector)
@@ -32,7 +32,8 @@ TEXT = torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
 class TestTable:
     def test_rows(self):
         table = EntityTable(tiny.VOCAB)
-        assert table.num_rows == 6 and table.sizes == [3, 2]
+        assert table.num_rows == 6 and table.of_type == [range(1, 4), range(4, 6)]
+        assert table.type_of_row.tolist() == [0, 0, 0, 0, 1, 1]
         assert table.rows(IDS)[0].tolist() == [[1, 3], [5, 0]]
         assert table.rows(IDS)[1].tolist() == [[0, 0], [4, 5]]
 

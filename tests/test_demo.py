@@ -9,12 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import shop
 import tiny
-import torch
 from browser import Browser
-from mmengine.config import Config
 from PIL import Image
-from runs import LOAD
 
 from eiclip_mm.apis import EICLIPInferencer
 from eiclip_mm.apis.index import CatalogueIndex, parse_filters
@@ -52,22 +50,6 @@ def write_catalogue(folder: Path, number: int = 40) -> Path:
     return path
 
 
-def write_checkpoint(path: Path) -> Path:
-    """A small EI-CLIP as tools/train.py would write it."""
-    parts = dict(selector=dict(type='KeepAll'), learner=dict(type='EALearner'))
-    model = dict(
-        type='EICLIP',
-        towers=dict(type='OpenCLIPTowers', model=tiny.ARCHITECTURE),
-        tokenizer=tiny.tokenizer(vocab=None),
-        **parts,
-    )
-    pipeline = [*LOAD, dict(type='PackProduct')]
-    config = Config(dict(model=model, test_dataloader=dict(dataset=dict(pipeline=pipeline))))
-    state = tiny.randomised(tiny.model()).state_dict()
-    torch.save(dict(state_dict=state, meta=dict(cfg=config.pretty_text)), path)
-    return path
-
-
 @pytest.fixture(scope='module')
 def demo():
     """The module ``demo/app.py``."""
@@ -87,7 +69,8 @@ def search(tmp_path_factory, demo):
     import build_index
 
     folder = tmp_path_factory.mktemp('demo')
-    checkpoint, where = write_checkpoint(folder / 'tiny.pth'), folder / 'index'
+    model = tiny.randomised(tiny.model())  # in which entities move much
+    checkpoint, where = shop.write_checkpoint(folder / 'tiny.pth', model), folder / 'index'
     build_index.main([str(checkpoint), str(write_catalogue(folder)), '--index', str(where)])
     with CatalogueIndex.open(where) as index:
         yield CatalogueSearch(EICLIPInferencer(checkpoint, device='cpu'), index)

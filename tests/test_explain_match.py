@@ -7,16 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import shop
 import tiny
 import torch
 import torch.nn.functional as F
-from mmengine.config import Config
 from PIL import Image
 from timm.layers import SelectAdaptivePool2d
 from torch import Tensor, nn
 
 from eiclip_mm.apis import EICLIPInferencer
-from eiclip_mm.registry import MODELS
 from eiclip_mm.visualization.left_out import left_out
 from eiclip_mm.visualization.saliency import agreement, grad_cam, occlusion
 
@@ -220,29 +219,12 @@ def test_cells_that_do_not_fit_are_refused(cells):
 
 
 def save(folder: Path, kind: str = 'EICLIP', **tokenizer) -> str:
-    """A checkpoint as tools/train.py writes one, of random weights that let entities count."""
-    text = tiny.tokenizer(vocab='entities.json', **tokenizer)
-    parts = dict(selector=dict(type='KeepAll'), learner=dict(type='EALearner'))
-    model = dict(
-        type=kind,
-        towers=dict(type='OpenCLIPTowers', model=tiny.ARCHITECTURE),
-        tokenizer=text,
-        **(parts if kind == 'EICLIP' else {}),
-    )
-    pipeline = [
-        dict(type='LoadProductImage'),
-        dict(type='ResizeEdge', scale=32, edge='short'),
-        dict(type='CenterCrop', crop_size=32),
-        dict(type='PackProduct'),
-    ]
-    cfg = Config(dict(model=model, test_dataloader=dict(dataset=dict(pipeline=pipeline))))
-    torch.manual_seed(0)
-    built = MODELS.build(dict(model, tokenizer=dict(text, vocab=tiny.VOCAB)))
+    """A checkpoint of random weights that let entities count."""
+    changes = dict(tokenizer=tiny.tokenizer(**tokenizer))
+    model = tiny.model(kind, **changes)
     if kind == 'EICLIP':
-        tiny.randomised(built.learner, 0.3)
-    path = folder / f'{kind}.pth'
-    torch.save(dict(state_dict=built.state_dict(), meta=dict(cfg=cfg.pretty_text)), path)
-    return str(path)
+        tiny.randomised(model.learner, 0.3)
+    return str(shop.write_checkpoint(folder / f'{kind}.pth', model, kind=kind, **changes))
 
 
 @pytest.fixture(scope='module')

@@ -79,14 +79,14 @@ def exported(tmp_path_factory):
             architecture = tiny.bert_architecture(tmp_path_factory)
             architecture['vision_cfg'] = dict(timm, image_size=32)
         towers = dict(type='OpenCLIPTowers', model=architecture)
-        tokenizer = tiny.tokenizer(model=architecture, vocab=tiny.VOCAB.to_dict())
+        tokenizer = tiny.tokenizer(model=architecture)
         changes = dict(towers=towers, tokenizer=tokenizer)
         if kind == 'clip':
             tokenizer |= dict(mention='token', fields=('{brand}:', 'description'))
             towers['lora'] = dict(rank=2)
             changes['selector'] = dict(type='GatedCESelector')
         name = 'OpenCLIP' if kind == 'plain' else 'EICLIP'
-        checkpoint = write_checkpoint(folder / 'best.pth', name, **changes)
+        checkpoint = shop.write_checkpoint(folder / 'best.pth', kind=name, **changes)
         options = ['--out', str(folder / 'onnx')]
         if kind == 'bert':
             table = str(shop.write_csv(folder / 'shop.csv', shop.rows()))
@@ -97,20 +97,6 @@ def exported(tmp_path_factory):
         return checkpoint, folder / 'onnx', said.getvalue()
 
     return export
-
-
-def write_checkpoint(path, kind='EICLIP', **changes):
-    model = tiny.randomised(tiny.model(kind, **changes), 0.2)
-    if kind == 'OpenCLIP':
-        changes |= dict(type=kind)
-    shop.write_checkpoint(path, model, **changes)
-    if kind == 'OpenCLIP':  # shop writes the parts of an EICLIP
-        saved = torch.load(path, weights_only=True)
-        config = open_checkpoint(path).config
-        config.model.pop('selector'), config.model.pop('learner')
-        saved['meta']['cfg'] = config.pretty_text
-        torch.save(saved, path)
-    return path
 
 
 def far(a, b):

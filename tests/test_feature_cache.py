@@ -21,7 +21,7 @@ from runs import LOAD, TYPES, same, weights, write_catalogue
 from torch.utils.data import DataLoader
 
 from eiclip_mm.datasets.batches import stack_products
-from eiclip_mm.datasets.packed import PackWriter
+from eiclip_mm.datasets.pack_writer import PackWriter
 from eiclip_mm.datasets.synthetic import FILES
 from eiclip_mm.engine import ImageFeatureCache, TextFeatureCache, feature_files
 from eiclip_mm.registry import DATASETS, MODELS, TRANSFORMS
@@ -518,6 +518,7 @@ class TestFiles:
 def process(rank, folder, catalogue):
     """Fill both caches as one of two processes; the texts of both have one file, of many parts."""
     DefaultScope.get_instance('process', scope_name='eiclip_mm')
+    torch.set_num_threads(1)  # threads do not survive a fork
     dist.init_process_group('gloo', f'file://{folder}/rendezvous', rank=rank, world_size=2)
     model, dataset = model_and_data(catalogue, FLAT_FROZEN, fold='all')
     seen = dict(image=0, text=0)
@@ -541,7 +542,8 @@ def process(rank, folder, catalogue):
 
 
 def test_two_processes_share_the_work(build, catalogue, tmp_path):
-    mp.spawn(process, (tmp_path, catalogue), nprocs=2)
+    # forked: two new interpreters would import everything again
+    mp.start_processes(process, (tmp_path, catalogue), nprocs=2, start_method='fork')
     model, dataset = build(FLAT_FROZEN, fold='all')
     files = state(tmp_path / 'cache')
     assert len(files) == 2

@@ -10,7 +10,7 @@ import tiny
 import torch
 from mmengine.config import Config
 from PIL import Image
-from test_tools import EI, ROOT, write_config
+from test_tools import EI, write_config
 
 from eiclip_mm.apis import EICLIPInferencer, open_checkpoint, read_photo
 from eiclip_mm.apis.photos import PhotoSizing
@@ -142,9 +142,6 @@ def test_called_as_mmpretrain_inferencers_are(inferencer, records):
     assert [set(row) for row in rows] == [{'embedding', 'text', 'entities'}] * 2
     with pytest.raises(ValueError, match="kind='text' is not known"):
         inferencer(text, kind='text')
-    assert inferencer.list_models('*_mini') == ['eiclip_fashiongen_mini']
-    for name in inferencer.list_models():
-        assert (ROOT / 'configs' / f'{name}.py').is_file()
 
 
 def test_what_is_no_product_is_refused(inferencer):
@@ -166,7 +163,7 @@ def test_what_is_no_product_is_refused(inferencer):
         (np.zeros((4, 4, 3)), ValueError, 'uint8'),
         (np.zeros((4, 4, 7), np.uint8), ValueError, '3 channels'),
         (np.zeros((0, 4, 3), np.uint8), ValueError, r'\(0, 4, 3\)'),
-        (b'no image', ValueError, '8 bytes: not an image'),
+        (b'no image', ValueError, '8 bytes is not an image'),
         ('/no/such/photo.jpg', FileNotFoundError, 'photo.jpg'),
         (3, TypeError, 'a path, bytes, PIL image or array, got int'),
     ],

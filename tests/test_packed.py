@@ -7,6 +7,7 @@ import pickle
 import resource
 import shutil
 import signal
+import subprocess
 import sys
 import warnings
 from pathlib import Path
@@ -19,8 +20,15 @@ from catalogues import TEXTS, write_coco
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from eiclip_mm.datasets import CocoProducts, FashionGen, LoadProductImage, packed, stack_products
-from eiclip_mm.datasets.packed import Pack, PackedPhotos, PackWriter
+from eiclip_mm.datasets import (
+    CocoProducts,
+    FashionGen,
+    LoadProductImage,
+    pack_writer,
+    stack_products,
+)
+from eiclip_mm.datasets.pack_writer import PackWriter
+from eiclip_mm.datasets.packed import Pack, PackedPhotos
 from eiclip_mm.datasets.transforms import LoadImageFeature, open_photos
 from eiclip_mm.registry import TRANSFORMS
 
@@ -245,15 +253,15 @@ def kill_at(call: int, owner, name: str):
         (0, PackWriter, 'add', 0),
         (3, PackWriter, 'add', 2),
         (5, PackWriter, 'add', 4),
-        (1, packed, 'write_lines', 0),  # pixels are there, nothing tells of them
-        (3, packed, 'write_lines', 4),
+        (1, pack_writer, 'write_lines', 0),  # pixels are there, nothing tells of them
+        (3, pack_writer, 'write_lines', 4),
         (0, os, 'replace', 0),
         (1, os, 'replace', 6),  # all is there but the name
     ],
 )
 def test_killed(shop, monkeypatch, capsys, call, owner, name, kept):
     def task():
-        packed.FLUSH = 2
+        pack_writer.FLUSH = 2
         kill_at(call, owner, name)
         pack(shop)
 
@@ -317,7 +325,7 @@ def test_growing_is_killed_while_it_copies_the_index(shop, capsys):
         os.kill(os.getpid(), signal.SIGKILL)
 
     def task():
-        packed.write_lines = killed
+        pack_writer.write_lines = killed
         pack(shop)
 
     assert in_a_process(task) == -signal.SIGKILL
@@ -502,7 +510,7 @@ def test_disk_full(shop, tmp_path, capsys):
     said = tmp_path / 'said'
 
     def task():
-        packed.FLUSH = 2
+        pack_writer.FLUSH = 2
         resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))  # three photos take 3,573
         try:
             pack(shop)
@@ -530,6 +538,34 @@ def test_nothing_to_verify_or_to_pack(shop):
     (shop / 'train.json').write_text(json.dumps(dict(images=[], annotations=[])))
     with pytest.raises(SystemExit, match='"images" is missing or empty'):
         pack(shop)
+
+
+def test_where_files_cannot_be_locked(shop):
+    """As on Windows: only packing is missing, and the system does not say which cores are free."""
+    pack(shop)
+    without = """
+import os
+import sys
+
+sys.modules['fcntl'] = None
+del os.sched_getaffinity
+import eiclip_mm
+from eiclip_mm.datasets.packed import PackedPhotos
+from eiclip_mm.datasets.pack_writer import PackWriter
+from eiclip_mm.utils import register_all_modules
+from eiclip_mm.utils.cores import usable_cores
+
+register_all_modules()
+assert usable_cores() == os.cpu_count()
+print(len(PackedPhotos('packed').packs[0]))
+PackWriter('packed', 'train', [dict(img_path='photos/0.png')])
+"""
+    run = subprocess.run(
+        [sys.executable, '-c', without], cwd=shop, capture_output=True, text=True,
+        env=os.environ | dict(PYTHONPATH=str(Path(__file__).resolve().parents[1])),
+    )  # fmt: skip
+    assert run.stdout == '6\n'
+    assert 'import of fcntl halted' in run.stderr.splitlines()[-1]
 
 
 # ------------------------------------------------------------------------------ layout of HDF5

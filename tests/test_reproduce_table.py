@@ -23,6 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 TOOLS = ROOT / 'tools/analysis_tools'
 NOISE = {1: 6.0, 2: 2.0, 3: 1.5, 4: 1.3, 5: 1.2, 'oracle': 1.0}
 MINI = 'fashiongen_mini'
+INTERRUPTED = '\ninterrupted; the same command goes on from here\n'
 CLIP, ALL = f'configs/baselines/clip_{MINI}.py', f'configs/ablations/eiclip-all_{MINI}.py'
 
 
@@ -398,22 +399,43 @@ def test_a_tool_that_fails_ends_with_its_last_words(modules, tmp_path, capsys):
     assert '[1/1] x: epoch 1, loss 1.25, remaining 0:00:05\n' in capsys.readouterr().out
 
 
-def test_a_tool_ends_with_who_started_it(tmp_path):
-    tool, pid = tmp_path / 'tool.py', tmp_path / 'pid'
+@pytest.mark.parametrize(('by', 'status'), [('SIGKILL', -signal.SIGKILL), ('SIGINT', 130)])
+def test_a_tool_ends_with_who_started_it(tmp_path, by, status):
+    """And so do its workers; Ctrl-C is a SIGINT to all processes of the terminal."""
+    tool, pids = tmp_path / 'tool.py', tmp_path / 'pids'
     tool.write_text(
-        'import os, sys, time\nfrom pathlib import Path\n'
-        'Path(sys.argv[1]).write_text(str(os.getpid()))\ntime.sleep(300)\n'
+        'import os, subprocess, sys, time\nfrom pathlib import Path\n'
+        'worker = subprocess.Popen(["sleep", "300"])\n'
+        'Path(sys.argv[1]).write_text(f"{os.getpid()} {worker.pid}.")\ntime.sleep(300)\n'
     )
-    code = f'import _runs as r; r.PROCESSES.set_forkserver_preload([]); r.run({str(tool)!r}, '
-    code += f'{str(pid)!r}, log=r.Path({str(tmp_path / "log")!r}))'
+    code = f'r.run({str(tool)!r}, {str(pids)!r}, log=r.Path({str(tmp_path / "log")!r}))'
+    code = (
+        f'import _runs as r; r.PROCESSES.set_forkserver_preload([])\nwith r.ends_at_once(): {code}'
+    )
     paths = os.pathsep.join([str(ROOT / 'tools'), str(ROOT)])
-    starter = subprocess.Popen([sys.executable, '-c', code], env=os.environ | {'PYTHONPATH': paths})
+    starter = subprocess.Popen(
+        [sys.executable, '-c', code],
+        env=os.environ | {'PYTHONPATH': paths},
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
     try:
-        assert wait_for(lambda: pid.is_file() and pid.read_text())
+        assert wait_for(lambda: pids.is_file() and pids.read_text().endswith('.'))
     finally:
-        starter.send_signal(signal.SIGKILL)
-        starter.wait()
-    assert wait_for(lambda: not Path(f'/proc/{pid.read_text()}').exists())
+        os.killpg(starter.pid, signal.Signals[by])
+        _, errors = starter.communicate(timeout=60)
+    assert starter.returncode == status
+    assert errors == ('' if by == 'SIGKILL' else INTERRUPTED)
+    running = [Path(f'/proc/{pid}/stat') for pid in pids.read_text().rstrip('.').split()]
+    assert wait_for(lambda: not any(map(is_alive, running)))
+
+
+def is_alive(stat):
+    try:
+        return stat.read_text().rpartition(')')[2].split()[0] != 'Z'  # a zombie has ended
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def wait_for(true, seconds=60):

@@ -117,7 +117,7 @@ def case(tmp_path, scores):
         tool.main([*paths, '--out', str(out), *arguments])
         return out.read_text(encoding='utf-8')
 
-    run.config, run.texts = config, texts
+    run.config, run.dump, run.texts = config, dump, texts
     return run
 
 
@@ -278,11 +278,11 @@ def refused(run, capsys, *arguments, **changes) -> str:
 
 
 def test_wrong_arguments_are_refused(case, capsys, tmp_path):
-    assert '--number must be at least 1, got 0' in refused(case, capsys, '--number', '0')
+    assert '--number: must be at least 1, got 0' in refused(case, capsys, '--number', '0')
     assert "--group-by colour: no product has this entity type; they have ['brand'" in refused(
         case, capsys, '--group-by', 'colour'
     )
-    assert 'config no.py does not exist' in refused(case, capsys, paths=['no.py', 'x.npz'])
+    assert 'config no.py does not exist' in refused(case, capsys, paths=['no.py', case.dump])
     message = refused(case, capsys, paths=[case.config, 'no.npz'])
     assert 'embeddings no.npz do not exist' in message
     other = save(tmp_path / 'other.npz', np.eye(12), ids=[i + 1000 for i in IDS])

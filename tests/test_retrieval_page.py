@@ -360,7 +360,7 @@ def test_a_config_of_other_texts_is_refused(case, capsys, tmp_path):
 @pytest.mark.parametrize(
     ('arguments', 'says'),
     [
-        (['--number', '0'], '--number must be at least 1, got 0'),
+        (['--number', '0'], '--number: must be at least 1, got 0'),
         (['--direction', 'x'], "invalid choice: 'x'"),
     ],
 )

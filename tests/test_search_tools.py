@@ -165,7 +165,7 @@ def test_broken_photos_are_named_and_tried_again(store, capsys):
     (store.photos / '3.png').write_bytes(b'')
     store.build(rows=rows)
     said = capsys.readouterr().out
-    assert f'3 {MARK}:\n  p1: {store.photos}/1.png: not an image' in said
+    assert f'3 {MARK}:\n  p1: {store.photos}/1.png is not an image' in said
     assert re.search(r'  p2: .*2\.png', said)
     assert "1 have neither text nor photo and are left out: ['p3']" in said
     content = store.content()
@@ -323,7 +323,7 @@ def branded(store, checkpoint):
     vocab = EntityVocab(dict(brand=tuple(brands[:15])), dict(brand=(2,) * 15))
     changes = dict(
         learner=dict(type='EALearner', general=False),
-        tokenizer=tiny.tokenizer(vocab=vocab.to_dict()),
+        tokenizer=tiny.tokenizer(vocab=vocab),
     )
     model = tiny.model(seed=7, **changes).eval()
     store.checkpoint = shop.write_checkpoint(checkpoint.parent / 'branded.pth', model, **changes)

@@ -11,7 +11,8 @@ import time
 from pathlib import Path
 
 import pytest
-from test_service import SERVE, httpx, photo, refusal, write_checkpoint, write_index
+import shop
+from test_service import SERVE, httpx, photo, refusal, write_index
 from test_tools import ENV, ROOT
 
 from eiclip_mm.apis import EICLIPInferencer
@@ -27,7 +28,7 @@ import serve
 def folder(tmp_path_factory):
     """A checkpoint and its index, closed."""
     folder = tmp_path_factory.mktemp('serve')
-    encoder = EICLIPInferencer(write_checkpoint(folder / 'tiny.pth'), device='cpu')
+    encoder = EICLIPInferencer(shop.write_checkpoint(folder / 'tiny.pth'), device='cpu')
     write_index(folder / 'index', encoder).close()
     return folder
 

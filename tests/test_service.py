@@ -9,11 +9,8 @@ import threading
 
 import numpy as np
 import pytest
-import tiny
-import torch
-from mmengine.config import Config
+import shop
 from PIL import Image
-from runs import LOAD
 
 from eiclip_mm.apis import EICLIPInferencer
 from eiclip_mm.apis.index import CatalogueIndex, parse_filters
@@ -26,24 +23,6 @@ service = pytest.importorskip('eiclip_mm.apis.service', reason=SERVE, exc_type=I
 Limits, create_app = service.Limits, service.create_app
 
 QUERIES = ['golden goose sneakers', 'a silk scarf', "levi's jeans", 'red cotton tee', 'shoes']
-
-
-def write_checkpoint(path):
-    """A small EI-CLIP as tools/train.py would write it."""
-    model = tiny.randomised(tiny.model())
-    config = dict(
-        model=dict(
-            type='EICLIP',
-            towers=dict(type='OpenCLIPTowers', model=tiny.ARCHITECTURE),
-            tokenizer=tiny.tokenizer(vocab=None),
-            selector=dict(type='KeepAll'),
-            learner=dict(type='EALearner'),
-        ),
-        test_dataloader=dict(dataset=dict(pipeline=[*LOAD, dict(type='PackProduct')])),
-    )
-    meta = dict(cfg=Config(config).pretty_text)
-    torch.save(dict(state_dict=model.state_dict(), meta=meta), path)
-    return path
 
 
 def photo(seed: int, size=(40, 36), form: str = 'PNG') -> str:
@@ -77,7 +56,7 @@ def write_index(where, encoder, n: int = 40) -> CatalogueIndex:
 @pytest.fixture(scope='module')
 def search(tmp_path_factory):
     folder = tmp_path_factory.mktemp('service')
-    encoder = EICLIPInferencer(write_checkpoint(folder / 'tiny.pth'), device='cpu')
+    encoder = EICLIPInferencer(shop.write_checkpoint(folder / 'tiny.pth'), device='cpu')
     with write_index(folder / 'index', encoder) as index:
         yield CatalogueSearch(encoder, index)
 

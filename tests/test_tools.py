@@ -305,8 +305,7 @@ def test_compile_is_for_towers():
         set_compile(Config(dict(model=dict(type='ResNet'))))
 
 
-def test_absent_files_are_named(tmp_path):
-    assert 'config nowhere.py does not exist' in run('tools/train.py', 'nowhere.py', ok=False)
+def test_an_absent_checkpoint_is_named(tmp_path):
     output = run('tools/test.py', EI, str(tmp_path / 'no.pth'), ok=False)
     assert 'no.pth does not exist' in output
 

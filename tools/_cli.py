@@ -1,7 +1,6 @@
 """What the tools share: a config and its overrides, processes, a runner with a checkpoint."""
 
 import argparse
-import hashlib
 import inspect
 import os
 from pathlib import Path
@@ -9,6 +8,9 @@ from pathlib import Path
 import torch
 from mmengine.config import Config, DictAction
 from mmengine.runner import FlexibleRunner, Runner
+
+from eiclip_mm.utils import load_config
+from eiclip_mm.utils.digest import file_sha256
 
 SETTINGS = (
     *(name for name in inspect.signature(Runner.__init__).parameters if name != 'self'),
@@ -35,9 +37,10 @@ def add_common(parser: argparse.ArgumentParser) -> None:
 def read_config(args: argparse.Namespace) -> Config:
     """The config with its overrides, work dir and launcher."""
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    if not Path(args.config).is_file():
-        raise SystemExit(f'config {args.config} does not exist.')
-    cfg = Config.fromfile(args.config)
+    try:
+        cfg = load_config(args.config)
+    except FileNotFoundError as error:
+        raise SystemExit(str(error)) from error
     epochs = (cfg.get('train_cfg') or {}).get('max_epochs')
     cfg.merge_from_dict(checked_options(cfg, args.cfg_options or {}))
     stretch_schedule(cfg, epochs)
@@ -45,7 +48,7 @@ def read_config(args: argparse.Namespace) -> Config:
     if 'views' in train:  # views and crops follow the run's seed
         train.setdefault('seed', (cfg.get('randomness') or {}).get('seed') or 0)
     cfg.launcher = args.launcher
-    cfg.work_dir = args.work_dir or cfg.get('work_dir', f'work_dirs/{Path(args.config).stem}')
+    cfg.work_dir = args.work_dir or cfg.get('work_dir', f'work_dirs/{Path(cfg.filename).stem}')
     check_tokenizers(cfg)
     for name in LOADERS:
         if cfg.get(name):
@@ -164,7 +167,7 @@ def build_runner(cfg: Config) -> Runner | FlexibleRunner:
             f'{cfg.strategy.type} splits a model over several processes, here is one; '
             'start them with tools/dist_train.sh or tools/slurm_train.sh, or leave it out.'
         )
-    hooks = [hook['type'] for hook in cfg.get('custom_hooks', ())]
+    hooks = [hook['type'].rpartition('.')[2] for hook in cfg.get('custom_hooks', ())]
     if 'CausalEffectHook' in hooks:
         raise SystemExit(
             'CausalEffectHook runs the model on one process, which under a strategy holds a '
@@ -172,7 +175,8 @@ def build_runner(cfg: Config) -> Runner | FlexibleRunner:
             'without the strategy.'
         )
     pipelines = [(cfg.get(name) or {}).get('dataset', {}).get('pipeline') for name in LOADERS]
-    if 'TextFeatureCache' in hooks or 'LoadImageFeature' in [p[0]['type'] for p in pipelines if p]:
+    first = [p[0]['type'].rpartition('.')[2] for p in pipelines if p]
+    if 'TextFeatureCache' in hooks or 'LoadImageFeature' in first:
         raise SystemExit(
             'Features are cached by running a trunk on each process alone, which under a strategy '
             "holds a part of it: leave dict(type='TextFeatureCache') out of custom_hooks and load "
@@ -205,6 +209,5 @@ def load_checkpoint(runner: Runner, config: str, path: Path | None) -> dict:
     # Not cfg.load_from, which only logs weights that are missing or do not fit.
     meta = runner.load_checkpoint(str(path), strict=True).get('meta', {})
     card = dict(config=Path(config).stem, checkpoint=path.name)
-    with open(path, 'rb') as file:
-        card['checkpoint_sha256'] = hashlib.file_digest(file, 'sha256').hexdigest()
+    card['checkpoint_sha256'] = file_sha256(path)
     return card | {key: meta[key] for key in ('seed', 'epoch', 'chosen_on') if key in meta}

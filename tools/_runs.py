@@ -5,6 +5,8 @@ import multiprocessing
 import os
 import re
 import runpy
+import shutil
+import signal
 import sys
 import threading
 import time
@@ -14,7 +16,9 @@ from pathlib import Path
 
 import torch
 
-CORES = len(os.sched_getaffinity(0))
+from eiclip_mm.utils.cores import usable_cores
+
+CORES = usable_cores()
 MINI = Path('data/mini_fashiongen')
 LOG = 'tools.log'
 SHOWN = re.compile(r'Epoch\(train\) +\[(\d+)\].*eta: ([\d:]+).* loss: ([\d.]+)')
@@ -27,8 +31,25 @@ PROCESSES.set_forkserver_preload(
 ASKING = threading.Lock()  # starting one asks how all are; of two who ask, one loses the exit code
 
 
+@contextmanager
+def ends_at_once() -> Iterator[None]:
+    """Ctrl-C ends this process whatever its threads wait for, and its tools end with it."""
+
+    def end(*_) -> None:
+        os.write(2, b'\ninterrupted; the same command goes on from here\n')  # print may be at work
+        os._exit(130)
+
+    before = signal.signal(signal.SIGINT, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def draw_mini() -> None:
     """The mini Fashion-Gen and its entities; photos that are there are not drawn again."""
+    for begun in MINI.glob('.writing-*'):  # a drawing that was broken off
+        shutil.rmtree(begun)
     run('tools/dataset_converters/make_mini_fashiongen.py', '--out', str(MINI))
     run('tools/dataset_converters/build_entities.py', 'configs/eiclip_fashiongen_mini.py')
 
@@ -143,6 +164,7 @@ def run(
 
 def tool(command: tuple[str, ...], log: Path, threads: int) -> None:
     """Be the process of a tool, as the command line would start it."""
+    os.setpgrp()  # Ctrl-C is for who started it: it would end some of a pool, and the rest wait
     threading.Thread(target=end_with_parent, daemon=True).start()
     with log.open('a', encoding='utf-8') as file:
         os.dup2(file.fileno(), sys.stdout.fileno())
@@ -153,11 +175,11 @@ def tool(command: tuple[str, ...], log: Path, threads: int) -> None:
 
 
 def end_with_parent() -> None:
-    """End where who started this was killed: the next start would train beside it, in its files."""
+    """End where who started this ended: the next start would train beside it, in its files."""
     multiprocessing.parent_process().join()
-    os._exit(1)
+    os.killpg(0, signal.SIGKILL)  # with the processes it started, which would wait for it
 
 
-def tail(log: Path, lines: int = 20) -> str:
+def tail(log: Path) -> str:
     """The last lines of a log."""
-    return '\n'.join(log.read_text(encoding='utf-8').splitlines()[-lines:])
+    return '\n'.join(log.read_text(encoding='utf-8').splitlines()[-20:])

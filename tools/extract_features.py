@@ -19,11 +19,11 @@ import torch
 from _cli import add_common, checkpoint_path, load_checkpoint, read_config, start_processes
 from mmengine.config import Config
 from mmengine.dist import broadcast_object_list, get_dist_info, is_main_process
-from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from eiclip_mm.engine.hooks import unwrapped
 from eiclip_mm.evaluation.embeddings import Embeddings
 from eiclip_mm.evaluation.files import SHARDS, VECTORS, shard_name
 from eiclip_mm.evaluation.metrics import merge, versions
@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     cfg.test_evaluator = dict(type='RetrievalMetric')  # collects; nothing is scored
     start_processes(cfg)
     runner = Runner.from_cfg(cfg)
-    model = load_checkpoint(runner, args.config, path)
+    model = load_checkpoint(runner, cfg.filename, path)
     for moment in ('before_run', 'before_test', 'before_test_epoch'):
         runner.call_hook(moment)
     todo = [None]
@@ -130,8 +130,7 @@ def check_same(begun: Mapping, about: Mapping, out: Path) -> None:
 
 def digest_of_weights(model: torch.nn.Module) -> str:
     """Of all that the model computes with: architecture, weights, entity vocabulary."""
-    if is_model_wrapper(model):
-        model = model.module
+    model = unwrapped(model)
     digest = hashlib.sha256(repr(model).encode())
     for name, tensor in model.state_dict().items():
         digest.update(name.encode())

@@ -9,10 +9,11 @@ import argparse
 import json
 import shutil
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from _runs import CORES, best_checkpoint, draw_mini, run, train_start, work_dir
+from _runs import CORES, best_checkpoint, draw_mini, ends_at_once, run, train_start, work_dir
 
 GENERAL = 'configs/clip_general_mini.py'
 ROWS = {
@@ -22,11 +23,12 @@ ROWS = {
 }
 
 
-def main() -> None:
+@ends_at_once()
+def main(argv: Sequence[str] | None = None) -> None:
     """Run every step as the command a user would type; the rows side by side."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--fresh', action='store_true', help='forget earlier runs of this script')
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     start = time.time()
     if args.fresh:
         for config in [GENERAL, *ROWS.values()]:

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from _cli import add_common, checkpoint_path, load_checkpoint, read_config, start_processes
@@ -12,7 +13,7 @@ from eiclip_mm.evaluation import RetrievalMetric
 from eiclip_mm.evaluation.files import npz_path
 
 
-def parse_args() -> argparse.Namespace:
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', help='config file')
@@ -23,17 +24,17 @@ def parse_args() -> argparse.Namespace:
         '--out', help='write the embeddings to this .npz file, for report.py and compare.py'
     )
     add_common(parser)
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Read the config, load the checkpoint, run, write the results beside the log."""
-    args = parse_args()
+    args = parse_args(argv)
     cfg = read_config(args)
     path = checkpoint_path(cfg, args.checkpoint)
     start_processes(cfg)
     runner = Runner.from_cfg(cfg)
-    metrics = prepared_metrics(runner, args.out, load_checkpoint(runner, args.config, path))
+    metrics = prepared_metrics(runner, args.out, load_checkpoint(runner, cfg.filename, path))
     results = runner.test()
     if is_main_process():
         cards = {name: card for metric in metrics for name, card in metric.protocol_cards.items()}

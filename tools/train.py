@@ -1,6 +1,7 @@
 """Train what a config describes: python tools/train.py configs/eiclip_fashiongen_mini.py"""
 
 import argparse
+from collections.abc import Sequence
 
 import torch
 from _cli import add_common, build_runner, read_config, start_processes
@@ -8,7 +9,7 @@ from _cli import add_common, build_runner, read_config, start_processes
 import eiclip_mm  # noqa: F401  (checks the installation)
 
 
-def parse_args() -> argparse.Namespace:
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', help='config file')
@@ -33,12 +34,12 @@ def parse_args() -> argparse.Namespace:
         help='scale the learning rate by batch size over auto_scale_lr.base_batch_size',
     )
     add_common(parser)
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Read the config, apply the command line, run."""
-    args = parse_args()
+    args = parse_args(argv)
     cfg = read_config(args)
     if args.resume:
         cfg.resume = True
@@ -61,7 +62,7 @@ def set_amp(cfg, dtype: str) -> None:
     if dtype == 'float16' and not torch.cuda.is_available():
         raise SystemExit('--amp-dtype float16 needs a GPU; use bfloat16 here.')
     scaled = dtype == 'float16'
-    cfg.optim_wrapper.type = 'AmpOptimWrapper' if scaled else 'AutocastOptimWrapper'
+    cfg.optim_wrapper.type = 'AmpOptimWrapper' if scaled else 'eiclip_mm.AutocastOptimWrapper'
     cfg.optim_wrapper.dtype = dtype
 
 

@@ -1,7 +1,7 @@
 """Requests that come at the same time, computed together."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any, NamedTuple
@@ -38,7 +38,7 @@ class Batcher:
 
     def __init__(
         self,
-        run: Callable[[list], Sequence],
+        run: Callable[[list], Iterable],
         prepare: Callable[[Any], Any] | None = None,
         pool: Executor | None = None,
         max_batch: int = 16,
@@ -126,7 +126,7 @@ class Batcher:
             return [error if isinstance(error, Exception) else RuntimeError(repr(error))]
 
 
-async def _all(coroutines) -> list:
+async def _all(coroutines: Iterable[Awaitable]) -> list:
     """Like ``gather``, but where one fails the others are given up."""
     tasks = [asyncio.ensure_future(each) for each in coroutines]
     try:

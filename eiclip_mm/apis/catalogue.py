@@ -8,17 +8,18 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from mmengine.config import Config
 
 from eiclip_mm.datasets import CocoProducts, FashionGen, LoadProductImage, ProductDataset
 from eiclip_mm.datasets.fashiongen import ENTITY_TYPES, PLANTED_TYPES, TEXT_FIELDS, open_fashiongen
 from eiclip_mm.registry import DATASETS
 from eiclip_mm.structures import clean_text
+from eiclip_mm.utils import load_config
 
 from .filters import number
-from .tables import SEVERAL, TABLES, Column, cells, check_names
+from .tables import SEVERAL, TABLES, Column, cells, check_names, values
 
 HDF5 = ('.h5', '.hdf5')
 
@@ -102,7 +103,8 @@ def read_catalogue(
                               ``image``; a column named like one of ``entity_types`` holds entities,
                               any other an attribute: a number where all values are numbers, but
                               for ``nan``, ``inf``, ``null``, which are missing; one with a leading
-                              zero is text. Several values of a cell are split by ``|``
+                              zero is text. Several values of a cell are split by ``|``; among
+                              entities ``n/a``, ``nan``, ``null`` and the like are none
     ``.h5``, ``.hdf5``        Fashion-Gen's; its price becomes the attribute ``price``
     ``.py``                   a config: the data set of its ``split``
     ========================  =====================================================================
@@ -180,17 +182,19 @@ def _fashiongen(path: Path, text_fields: Sequence[str], entity_types: Sequence[s
 
 
 def _of_config(path: Path, split: str) -> ProductDataset:
-    config = Config.fromfile(path)
+    config = load_config(path)
     loader = config.get(f'{split}_dataloader')
     if not loader:
         raise ValueError(f'{path} has no {split}_dataloader; give another split or config.')
     # no tokenizer: it would encode every text
-    changes = dict(tokenizer=None, pipeline=[], batched=False, views='first', fold='all')
+    changes: dict[str, Any] = dict(
+        tokenizer=None, pipeline=[], batched=False, views='first', fold='all'
+    )
     return DATASETS.build(dict(loader.dataset, **changes, _scope_='eiclip_mm'))
 
 
 def _items(data: ProductDataset) -> Iterator[Item]:
-    prices = {}
+    prices: dict[int | None, float] = {}
     if isinstance(data, FashionGen):
         with open_fashiongen(data.ann_file) as file:
             prices = dict(enumerate(file['input_msrpUSD'][...].reshape(-1).tolist()))
@@ -252,7 +256,7 @@ def _item(
     return Item(
         id=row['id'],
         text_fields={name: clean_text(row[name]) for name in text_fields},
-        entities={n: names for n, v in rest.items() if n in entity_types and (names := _names(v))},
+        entities={n: names for n, v in rest.items() if n in entity_types and (names := values(v))},
         attributes={
             name: read
             for name, value in rest.items()
@@ -261,8 +265,3 @@ def _item(
         },
         photo=os.path.abspath(root / photo) if photo else None,
     )
-
-
-def _names(value: str) -> list[str]:
-    names = (clean_text(name) for name in value.split(SEVERAL))
-    return list(dict.fromkeys(name for name in names if name))

@@ -5,10 +5,11 @@ as literals, its types are registered names, and nothing is fetched from a hub.
 """
 
 import ast
-import hashlib
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from mmengine.config import Config
@@ -25,6 +26,8 @@ from eiclip_mm.registry import (
     Registry,
 )
 from eiclip_mm.structures import EntityVocab, resolve_path
+from eiclip_mm.utils import load_config
+from eiclip_mm.utils.digest import file_sha256
 
 # what parsing a text that is no config may end in
 UNREADABLE = (SyntaxError, AttributeError, ValueError, TypeError, RecursionError, MemoryError)
@@ -73,12 +76,6 @@ class Checkpoint:
         return file_sha256(self.path)
 
 
-def file_sha256(path: str | Path) -> str:
-    """What names the content of a file."""
-    with open(path, 'rb') as file:
-        return hashlib.file_digest(file, 'sha256').hexdigest()
-
-
 def open_checkpoint(path: str | Path, config: Config | str | Path | None = None) -> Checkpoint:
     """Read a checkpoint of ``tools/train.py``.
 
@@ -100,7 +97,7 @@ def open_checkpoint(path: str | Path, config: Config | str | Path | None = None)
         loaded = torch.load(path, map_location='cpu', weights_only=True)
     except Exception as error:  # pickle's own errors have no common class
         raise ValueError(f'{path} cannot be read safely as a checkpoint: {error!s:.300}') from error
-    state = loaded.get('state_dict') if isinstance(loaded, dict) else None
+    state: Any = loaded.get('state_dict') if isinstance(loaded, dict) else None
     try:
         vocab_of_state(state['_extra_state'])
     except (TypeError, KeyError, AttributeError, ValueError) as error:
@@ -113,14 +110,14 @@ def open_checkpoint(path: str | Path, config: Config | str | Path | None = None)
     if config is None:
         config = _config(meta.get('cfg', ''), path)
     elif not isinstance(config, Config):
-        config = Config.fromfile(config)
+        config = load_config(config)
     return Checkpoint(path, config, state, meta)
 
 
 def _config(text: str, path: Path) -> Config:
     """The config that mmengine wrote into a checkpoint, without running it."""
     try:
-        statements = ast.parse(text).body
+        statements: list[Any] = ast.parse(text).body
         config = {s.targets[0].id: _literal(s.value) for s in statements}
     except UNREADABLE as error:
         raise ValueError(
@@ -153,7 +150,7 @@ def _config(text: str, path: Path) -> Config:
     return Config(config)
 
 
-def _literal(node: ast.expr):
+def _literal(node: Any) -> Any:
     """The value of an expression of literals and ``dict(...)``."""
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == 'dict':
         if node.args or any(keyword.arg is None for keyword in node.keywords):
@@ -169,7 +166,7 @@ def _literal(node: ast.expr):
     return ast.literal_eval(node)
 
 
-def check_types(value, *registries: Registry) -> None:
+def check_types(value: Any, *registries: Registry) -> None:
     """Refuse ``type`` values that are not in a registry: mmengine would import what they name.
 
     Args:
@@ -181,7 +178,7 @@ def check_types(value, *registries: Registry) -> None:
     """
     known = {name for registry in registries for name in _names(registry)}
 
-    def check(value) -> None:
+    def check(value: Any) -> None:
         if isinstance(value, dict):
             if 'type' in value and value['type'] not in known:
                 raise ValueError(f'names type {value["type"]!r}, which is not registered')
@@ -197,8 +194,14 @@ def _names(registry: Registry) -> Iterator[str]:
     registry.import_from_location()
     node = registry
     while node is not None:
-        for name in node.module_dict:
+        for name, part in node.module_dict.items():
             yield from (name, f'{node.scope}.{name}')
+            # and what it is imported by, for that is what pure-Python configs leave in a checkpoint
+            module, given = part.__module__, getattr(part, '__name__', name)
+            while module:
+                if getattr(sys.modules.get(module), given, None) is part:
+                    yield f'{module}.{given}'
+                module = module.rpartition('.')[0]
         node = node.parent
 
 

@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -136,7 +137,7 @@ class Encoder:
         vectors, _ = self._embed(self.read(products), entities, batch_size, progress)
         return _as(vectors, output)
 
-    def encode_queries(self, queries: str | Sequence[str], **kwargs) -> Tensor | np.ndarray:
+    def encode_queries(self, queries: str | Sequence[str], **kwargs: Any) -> Tensor | np.ndarray:
         """(n, D) unit vectors of free texts, entities found in them; see :meth:`encode_products`.
 
         Raises:
@@ -171,7 +172,7 @@ class Encoder:
         return _as(vectors, output), readings
 
     def __call__(
-        self, inputs, kind: str, batch_size: int | None = None, progress: bool = True
+        self, inputs: Any, kind: str, batch_size: int | None = None, progress: bool = True
     ) -> list[dict]:
         """One dict an input, with its ``embedding`` (D,), of texts also its ``entities``.
 
@@ -182,7 +183,7 @@ class Encoder:
         """
         if kind not in KINDS:
             raise ValueError(f'kind={kind!r} is not known; choose one of {KINDS}.')
-        options = dict(batch_size=batch_size, progress=progress, output='numpy')
+        options: dict[str, Any] = dict(batch_size=batch_size, progress=progress, output='numpy')
         if kind == 'photo':
             return [dict(embedding=row) for row in self.encode_images(inputs, **options)]
         if kind == 'query':
@@ -263,11 +264,11 @@ def _listed(products: Product | Sequence[Product]) -> list[Product]:
 
 
 def _check_queries(queries: str | Sequence[str]) -> list[str]:
-    queries = _listed(queries)
-    for query in queries:
+    listed: list[Any] = _listed(queries)
+    for query in listed:
         if not isinstance(query, str):
             raise TypeError(f'a query must be a str, got {type(query).__name__}.')
-    return queries
+    return listed
 
 
 def _as(vectors: Tensor, output: str) -> Tensor | np.ndarray:

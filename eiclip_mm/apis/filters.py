@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
+from typing import Any
 
 from eiclip_mm.structures import entity_key
 
@@ -39,7 +40,7 @@ class Condition:
     op: str
     values: tuple
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.op not in OPS:
             raise ValueError(f'op={self.op!r} of a filter is not known; choose one of {OPS}.')
         if not self.values or isinstance(self.values, str):
@@ -64,11 +65,11 @@ def parse_filters(texts: Sequence[str]) -> list[Condition]:
     found = []
     for text in texts:
         match = _CONDITION.fullmatch(text)
-        field, op, values = map(str.strip, match.groups()) if match else ('', '', '')
+        field, op, right = map(str.strip, match.groups()) if match else ('', '', '')
         if not field:
             raise ValueError(f'filter {text!r} is not understood; {HOW}.')
         try:
-            (row,) = csv.reader([re.sub(r'[\r\n]', ' ', values)], skipinitialspace=True)
+            (row,) = csv.reader([re.sub(r'[\r\n]', ' ', right)], skipinitialspace=True)
         except csv.Error as error:
             raise ValueError(f'filter {text!r:.200} cannot be read: {error}; {HOW}.') from error
         values = tuple(value.strip() for value in row)
@@ -78,7 +79,7 @@ def parse_filters(texts: Sequence[str]) -> list[Condition]:
     return found
 
 
-def number(value: object) -> float | None:
+def number(value: Any) -> float | None:
     """A finite number, also one written as text; else None."""
     if isinstance(value, bool):
         return None
@@ -101,7 +102,7 @@ def searchable(payload: Mapping) -> dict[str, dict[str, list]]:
         ValueError: an attribute that is no text, number, boolean or list of them, or whose name
             Qdrant cannot hold.
     """
-    found = {TEXTS: {}, NUMBERS: {}}
+    found: dict[str, dict[str, list]] = {TEXTS: {}, NUMBERS: {}}
     for field, values in _fields(payload):
         if not field or '"' in field:
             raise ValueError(f'the name of a field must be a text without ", got {field!r}.')
@@ -141,7 +142,7 @@ def path(kind: str, field: str) -> str:
     return f'{kind}."{field}"'
 
 
-def build(where: Sequence[Condition], known: Mapping[str, set[str]], models: ModuleType):
+def build(where: Sequence[Condition], known: Mapping[str, set[str]], models: ModuleType) -> Any:
     """Conditions as a Qdrant filter; None if there are none.
 
     Args:
@@ -152,7 +153,7 @@ def build(where: Sequence[Condition], known: Mapping[str, set[str]], models: Mod
     Raises:
         ValueError: a field that the index lacks, or a text where the field holds numbers.
     """
-    must, must_not = [], []
+    must, must_not = list[Any](), list[Any]()
     for condition in where:
         kinds = known.get(condition.field)
         if kinds is None:
@@ -164,7 +165,7 @@ def build(where: Sequence[Condition], known: Mapping[str, set[str]], models: Mod
     return models.Filter(must=must, must_not=must_not) if must or must_not else None
 
 
-def _any_of(condition: Condition, kinds: set[str], models: ModuleType):
+def _any_of(condition: Condition, kinds: set[str], models: ModuleType) -> Any:
     """The filter that one condition asks for, ``!=`` as ``=``."""
     field, range_ = condition.field, getattr(models, 'RangeFloat', None) or models.Range
     ranges, texts = [], []

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import time
+import traceback
 from collections.abc import Mapping
 
 from fastapi import FastAPI, Request, Response
@@ -169,8 +170,5 @@ class Gate:
 
 def _place(error: Exception) -> str:
     """Type of an error and the line that raised it."""
-    last = error.__traceback__
-    while last.tb_next is not None:
-        last = last.tb_next
-    code = last.tb_frame.f_code
-    return f' {type(error).__name__} at {code.co_filename}:{last.tb_lineno}'
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return f' {type(error).__name__} at {last.filename}:{last.lineno}'

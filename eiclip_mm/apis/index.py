@@ -9,6 +9,7 @@ import os
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -265,7 +266,7 @@ class CatalogueIndex:
         """
         self._store.optimize()
 
-    def _filter(self, where: Sequence[Condition]):
+    def _filter(self, where: Sequence[Condition]) -> Any:
         if any(condition.field not in self._known for condition in where):
             self._known = _known(self._store.meta())  # others may have added it
         return filters.build(where, self._known, self._store.models)
@@ -280,7 +281,7 @@ class CatalogueIndex:
     def __enter__(self) -> 'CatalogueIndex':
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 

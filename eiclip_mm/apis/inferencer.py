@@ -1,21 +1,21 @@
 """A trained model, from its checkpoint alone."""
 
-from fnmatch import fnmatch
 from pathlib import Path
 
 import torch
 from mmengine.config import Config
-from modelindex.load_model_index import load
 from torch import Tensor
 
 from eiclip_mm.models import EICLIP, OpenCLIP
-from eiclip_mm.registry import MODELS
+from eiclip_mm.registry import INFERENCERS, MODELS
+from eiclip_mm.utils.digest import file_sha256
 
-from .checkpoint import file_sha256, open_checkpoint
+from .checkpoint import open_checkpoint
 from .encoder import Encoder
 from .photos import PhotoSizing
 
 
+@INFERENCERS.register_module()
 class EICLIPInferencer(Encoder):
     """Embeds photos, products and queries with a checkpoint of ``tools/train.py``.
 
@@ -65,19 +65,6 @@ class EICLIPInferencer(Encoder):
         return self.model.encode_product(text, ids), torch.zeros(ids.shape)
 
     @property
-    def sha256(self) -> str:
+    def sha256(self) -> str:  # type: ignore[override]  # of a file that may change
         """See :class:`Encoder`."""
         return file_sha256(self.checkpoint)  # of the file as it is now: tools may name another
-
-    @staticmethod
-    def list_models(pattern: str | None = None) -> list[str]:
-        """Names of the experiments in this package; no weights of them are published.
-
-        Args:
-            pattern: with wildcards, e.g. ``'*_mini'``.
-        """
-        package = Path(__file__).resolve().parents[1]
-        places = (package / '.mim', package.parent)
-        index = next(p for place in places if (p := place / 'model-index.yml').is_file())
-        names = sorted(model.name for model in load(str(index)).models)
-        return [name for name in names if fnmatch(name, pattern or '*')]

@@ -4,13 +4,14 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic.config import JsonDict
 
 MAX_CHARS = 10_000  # of a text; models read some tens of words of it
 Text = Annotated[str, Field(max_length=MAX_CHARS)]
 Filter = Annotated[str, Field(max_length=1000)]
 Names = Annotated[list[Annotated[str, Field(max_length=200)]], Field(max_length=64)]
 Base64 = Annotated[str, Field(description='bytes of a JPEG, PNG, WebP, GIF, BMP or AVIF file')]
-BRAND = dict(brand=['Golden Goose'])
+BRAND: JsonDict = dict(brand=['Golden Goose'])
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Limits:
     max_items: int = 256
     max_pixels: int = 25_000_000
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name, value in vars(self).items():
             if value < 0 or (value == 0 and name != 'max_wait_ms'):
                 raise ValueError(f'{name} must be positive, got {value}.')

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -99,7 +100,7 @@ def read_about(folder: Path) -> dict:
     return about
 
 
-def open_graph(path: Path, threads: int | None = None):
+def open_graph(path: Path, threads: int | None = None) -> Any:
     """An ``onnxruntime.InferenceSession`` on the CPU."""
     try:
         import onnxruntime

@@ -3,7 +3,6 @@
 import io
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -11,7 +10,7 @@ from mmcv.transforms import Compose
 from PIL import Image
 from torch import Tensor
 
-from eiclip_mm.datasets.transforms import rgb_pixels
+from eiclip_mm.datasets.transforms import decoded, rgb_pixels
 from eiclip_mm.registry import TRANSFORMS
 
 MAX_ASPECT = 50  # of a photo's sides: the short one may be scaled up to what the model takes
@@ -45,15 +44,9 @@ def read_photo(photo: Photo) -> np.ndarray:
         raise TypeError(
             f'a photo must be a path, bytes, PIL image or array, got {type(photo).__name__}.'
         )
-    file = io.BytesIO(photo) if isinstance(photo, bytes) else Path(photo)
-    name = f'{len(photo)} bytes' if isinstance(photo, bytes) else str(photo)
-    try:
-        with Image.open(file) as image:
-            return rgb_pixels(image)
-    except FileNotFoundError:
-        raise
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f'{name}: not an image that can be decoded: {error}') from error
+    if isinstance(photo, bytes):
+        return decoded(io.BytesIO(photo), f'a file of {len(photo)} bytes')
+    return decoded(photo, str(photo))
 
 
 class PhotoSizing:

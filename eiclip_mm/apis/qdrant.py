@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -18,8 +19,8 @@ import numpy as np
 from .filters import NUMBERS, TEXTS
 
 SIDES = ('image', 'product')
-# recall@10 >= 0.98 at 100,000 x 512, measured: docs/scale.md
-GRAPH = dict(m=16, ef_construct=200, full_scan_threshold=10_000)  # the last in KB of vectors
+# recall@10 >= 0.98 at 100,000 x 512, measured: docs/scale.md; the threshold in KB of vectors
+GRAPH: dict[str, Any] = dict(m=16, ef_construct=200, full_scan_threshold=10_000)
 EF = 128  # candidates a search keeps
 # bytes; the engine maps its files into memory, so a full disk kills the process: SIGBUS. Opening an
 # index of one item took 79 MB of a tmpfs
@@ -124,7 +125,7 @@ class Folder:
     def add_meta(self, more: Mapping) -> None:
         """Set these keys."""
         with self._writing:
-            self._write(self.meta() | more)
+            self._write(self.meta() | dict(more))
 
     def _write(self, meta: Mapping) -> None:
         part = self._meta.with_suffix('.part')
@@ -153,7 +154,7 @@ class Folder:
         """Those of the points that are there."""
         return self._shard.retrieve(list(ids), True, False)
 
-    def query(self, vector: np.ndarray, side: str, k: int, filter_, exact: bool) -> list:
+    def query(self, vector: np.ndarray, side: str, k: int, filter_: Any, exact: bool) -> list:
         """The k nearest, best first."""
         edge = self.models
         request = edge.SearchRequest(
@@ -165,7 +166,9 @@ class Folder:
         )
         return self._shard.search(request)
 
-    def scroll(self, filter_=None, limit: int = 1000, vectors: bool = False) -> Iterator[list]:
+    def scroll(
+        self, filter_: Any = None, limit: int = 1000, vectors: bool = False
+    ) -> Iterator[list]:
         """All points, ``limit`` at a time."""
         offset, more = None, True
         while more:
@@ -178,7 +181,7 @@ class Folder:
         """Of points."""
         return self._shard.count(self.models.CountRequest(exact=True))
 
-    def facet(self, path: str, filter_, limit: int) -> dict[str, int]:
+    def facet(self, path: str, filter_: Any, limit: int) -> dict[str, int]:
         """How many points have each value of a text field, most frequent first."""
         request = self.models.FacetRequest(path, limit, True, filter_)
         return _counts(self._shard.facet(request).hits)
@@ -205,12 +208,12 @@ class Server:
         collection: its name.
     """
 
-    def __init__(self, client, collection: str):
+    def __init__(self, client: Any, collection: str):
         from qdrant_client import models
 
         self.models, self.client, self.collection = models, client, collection
 
-    def _ask(self, method: str, *args, **kwargs):
+    def _ask(self, method: str, *args: Any, **kwargs: Any) -> Any:
         """What a method of the client says of the collection."""
         from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
 
@@ -280,13 +283,15 @@ class Server:
         """Those of the points that are there."""
         return self._ask('retrieve', list(ids))
 
-    def query(self, vector: np.ndarray, side: str, k: int, filter_, exact: bool) -> list:
+    def query(self, vector: np.ndarray, side: str, k: int, filter_: Any, exact: bool) -> list:
         """The k nearest, best first."""
         params = self.models.SearchParams(exact=exact, hnsw_ef=max(EF, k))
         options = dict(using=side, limit=k, query_filter=filter_, search_params=params)
         return self._ask('query_points', vector.tolist(), **options).points
 
-    def scroll(self, filter_=None, limit: int = 1000, vectors: bool = False) -> Iterator[list]:
+    def scroll(
+        self, filter_: Any = None, limit: int = 1000, vectors: bool = False
+    ) -> Iterator[list]:
         """All points, ``limit`` at a time."""
         offset, more = None, True
         while more:
@@ -299,7 +304,7 @@ class Server:
         """Of points."""
         return self._ask('count', exact=True).count
 
-    def facet(self, path: str, filter_, limit: int) -> dict[str, int]:
+    def facet(self, path: str, filter_: Any, limit: int) -> dict[str, int]:
         """How many points have each value of a text field, most frequent first."""
         return _counts(self._ask('facet', path, filter_, limit, exact=True).hits)
 

@@ -75,8 +75,8 @@ class CatalogueSearch:
         Raises:
             FileNotFoundError, ValueError, TypeError: see :func:`~eiclip_mm.apis.read_photo`.
         """
-        vector = self.encoder.encode_images(photo, output='numpy', progress=False)[0]
-        return Answer(None, self.nearest(vector, k, where, side))
+        vectors = np.asarray(self.encoder.encode_images(photo, output='numpy', progress=False))
+        return Answer(None, self.nearest(vectors[0], k, where, side))
 
     def embed(self, query: str, entities: bool = True) -> tuple[np.ndarray, Reading]:
         """(D,) unit vector of a query, and how it was read; see :meth:`text`."""
@@ -87,7 +87,7 @@ class CatalogueSearch:
         vectors, (reading,) = self.encoder.encode_and_explain(
             query, entities=entities, output='numpy', progress=False
         )
-        return vectors[0], reading
+        return np.asarray(vectors)[0], reading
 
     def nearest(
         self,

@@ -3,10 +3,10 @@
 import asyncio
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from typing import Annotated
+from typing import Annotated, Any
 
 try:
     from fastapi import FastAPI, HTTPException, Query, Response
@@ -48,7 +48,9 @@ REASONS = {
     503: 'the queue is full; Retry-After says when to ask again',
     504: 'no answer in time',
 }
-ERRORS = {status: dict(model=ErrorResponse, description=text) for status, text in REASONS.items()}
+ERRORS: dict[int | str, dict[str, Any]] = {
+    status: dict(model=ErrorResponse, description=text) for status, text in REASONS.items()
+}
 DEFAULT = Limits()
 
 
@@ -69,7 +71,7 @@ def create_app(
     shared = SharedEncoder(encoder, limits, registry)
 
     @asynccontextmanager
-    async def running(app: FastAPI):
+    async def running(app: FastAPI) -> AsyncIterator[None]:
         shared.start()
         yield
         await shared.stop()
@@ -126,12 +128,15 @@ def _add_search(
         if asked.photo is not None:
             [vector] = await shared.photos([asked.photo], 'photo')
         else:
-            [(vector, reading)] = await shared.texts([asked.query], 'query', asked.entities)
+            query = asked.query or ''  # one of the two is there
+            [(vector, reading)] = await shared.texts([query], 'query', asked.entities)
         hits = await _asked(pool, search.index.search, vector, asked.side, asked.k, where)
-        return SearchResponse(
-            reading=reading and reading.to_dict(),
-            hits=[_public(hit) for hit in hits],
-            took_ms=1000 * (time.perf_counter() - began),
+        return SearchResponse.model_validate(
+            dict(
+                reading=reading and reading.to_dict(),
+                hits=[_public(hit) for hit in hits],
+                took_ms=1000 * (time.perf_counter() - began),
+            )
         )
 
     @app.get('/facets', responses=ERRORS)
@@ -160,7 +165,7 @@ def _conditions(filters: Sequence[str]) -> list[Condition]:
         raise HTTPException(422, str(error)) from error
 
 
-async def _asked(pool: ThreadPoolExecutor, function: Callable, *args):
+async def _asked(pool: ThreadPoolExecutor, function: Callable, *args: object) -> Any:
     """What the index says, on a thread."""
     try:
         return await asyncio.get_running_loop().run_in_executor(pool, function, *args)

@@ -24,7 +24,9 @@ from .photos import MAX_ASPECT
 
 Image.init()
 # others run programs (EPS) or unpack without a bound
-FORMATS = [name for name in ('JPEG', 'PNG', 'WEBP', 'GIF', 'BMP', 'AVIF') if name in Image.OPEN]
+FORMATS: list[str] = [
+    name for name in ('JPEG', 'PNG', 'WEBP', 'GIF', 'BMP', 'AVIF') if name in Image.OPEN
+]
 # sub-words of a long run of letters take its length squared: 10,000 letters, 4 s
 _LONG_WORD = re.compile(r'[^\W\d_]{201}')
 
@@ -107,14 +109,13 @@ class SharedEncoder:
 
     def _product(self, item: str | Product, place: str) -> AnyProduct:
         if isinstance(item, str):
-            product = item
             if not item.strip():
                 raise HTTPException(422, f'{place} is empty.')
-        else:
-            product = item.model_dump()
-            known = (*self.encoder.text_fields, 'entities')
-            if not set(product) <= {*known} or not any(product.values()):
-                raise HTTPException(422, f'{place} must have some of {known}, and no other key.')
+            return item
+        product = item.model_dump()
+        known = (*self.encoder.text_fields, 'entities')
+        if not set(product) <= {*known} or not any(product.values()):
+            raise HTTPException(422, f'{place} must have some of {known}, and no other key.')
         return product
 
     def _readable(self, text: _Text) -> _Text:
@@ -130,7 +131,11 @@ class SharedEncoder:
             rows = [i for i, text in enumerate(texts) if text.entities == entities]
             if rows:
                 vectors, readings = self.encoder.encode_and_explain(
-                    [texts[i].product for i in rows], len(rows), False, 'numpy', entities
+                    [texts[i].product for i in rows],
+                    batch_size=len(rows),
+                    progress=False,
+                    output='numpy',
+                    entities=entities,
                 )
                 found |= zip(rows, zip(vectors, readings, strict=True), strict=True)
         return [found[i] for i in range(len(texts))]

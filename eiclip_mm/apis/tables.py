@@ -7,12 +7,15 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from eiclip_mm.structures import clean_text
 
 from .filters import number
 
 TABLES = ('.csv', '.parquet')
 SEVERAL = '|'  # between the values of one cell
-MISSING = ('null', 'none', 'na', 'n/a', '#n/a', '<na>')  # beside nan and inf, in any case
+MISSING = ('', 'nan', 'null', 'none', 'na', 'n/a', '#n/a', '<na>')  # in any case
 _CODE = re.compile(r'[-+]?0\d')  # 0003 is not 3
 
 
@@ -32,10 +35,10 @@ class Column:
 
     def add(self, value: str, place: str) -> None:
         """Count a value; an empty one, ``nan``, ``inf`` and ``null`` are none."""
-        if _CODE.match(value) or (number(value) is None and not _missing(value)):
+        if _CODE.match(value) or (number(value) is None and not _no_number(value)):
             self.first = self.first if self.texts else (value, place)
             self.texts += 1
-        elif not _missing(value):
+        elif not _no_number(value):
             self.numbers += 1
 
     def note(self, name: str) -> str | None:
@@ -49,11 +52,26 @@ class Column:
         )
 
 
-def _missing(value: str) -> bool:
+def _no_number(value: str) -> bool:
     try:
         return not math.isfinite(float(value))
     except ValueError:
-        return not value or value.lower() in MISSING
+        return is_missing(value)
+
+
+def is_missing(text: str) -> bool:
+    """Whether a text stands for none: an empty one, ``n/a`` and the like."""
+    return text.casefold() in MISSING
+
+
+def values(cell: str) -> list[str]:
+    """The names in a cell, clean and each once; ``n/a`` and the like are none.
+
+    >>> values('White | Gold|white|N/A|White')
+    ['White', 'Gold', 'white']
+    """
+    names = dict.fromkeys(map(clean_text, cell.split(SEVERAL)))
+    return [name for name in names if not is_missing(name)]
 
 
 def cells(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
@@ -127,7 +145,7 @@ def _parquet(path: Path) -> Iterator[tuple[str, list[str]]]:
         raise ValueError(f'{path} is not a readable parquet file: {error!s:.200}') from error
 
 
-def _text(value) -> str:
+def _text(value: Any) -> str:
     if isinstance(value, list):
         return SEVERAL.join(_text(inner) for inner in value)
     if isinstance(value, float):

@@ -2,12 +2,14 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from typing import NoReturn
 
 import cv2
 import numpy as np
 import torch
 from mmcv.transforms import BaseTransform
 from mmengine.dataset import default_collate
+from mmengine.registry import FUNCTIONS as ROOT_FUNCTIONS
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
@@ -41,7 +43,7 @@ class PackProduct(BaseTransform):
 class ProductBatch(dict):
     """A batch as a dict of tensors; collating it once more is an error that says what to do."""
 
-    def __missing__(self, key):
+    def __missing__(self, key: object) -> NoReturn:
         if isinstance(key, int):
             raise KeyError(
                 'this is a whole batch, not a list of samples: give the DataLoader '
@@ -50,6 +52,7 @@ class ProductBatch(dict):
         raise KeyError(key)
 
 
+@ROOT_FUNCTIONS.register_module()  # the Runner asks there for a short name, whatever the scope
 @FUNCTIONS.register_module()
 def stack_products(batch: Mapping | Sequence) -> dict:
     """A collate function: passes whole batches on, stacks samples as mmengine does."""

@@ -5,6 +5,7 @@ import io
 import json
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 from pycocotools.coco import COCO
 
@@ -24,7 +25,7 @@ class CocoProducts(ProductDataset):
         **kwargs: see :class:`ProductDataset`.
     """
 
-    def __init__(self, ann_file: str, image_root: str | None = None, **kwargs):
+    def __init__(self, ann_file: str, image_root: str | None = None, **kwargs: Any):
         self.image_root = image_root
         super().__init__(ann_file=ann_file, **kwargs)
 
@@ -102,7 +103,7 @@ def _read(path: Path) -> COCO:
     return coco
 
 
-def _field(row: dict, key: str, type_: type, where: str):
+def _field(row: dict, key: str, type_: type, where: str) -> Any:
     if not isinstance(row.get(key), type_):
         raise ValueError(f'{where}.{key} must be {type_.__name__}, got {row.get(key)!r}.')
     return row[key]

@@ -49,5 +49,5 @@ class EncodedTexts:
     def joined(cls, parts: Sequence['EncodedTexts'], row: Sequence[int]) -> 'EncodedTexts':
         """The rows of several, in the order of ``row`` (T,)."""
         whole = {f.name: np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(cls)}
-        row = np.asarray(row, dtype=np.int64)
-        return cls(**{name: column[row] for name, column in whole.items()})
+        rows = np.asarray(row, dtype=np.int64)
+        return cls(**{name: column[rows] for name, column in whole.items()})

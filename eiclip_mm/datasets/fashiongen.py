@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -126,7 +127,7 @@ class FashionGen(ProductDataset):
         ann_file: str,
         entity_types: tuple[str, ...] = ('composition', 'subcategory', 'brand', 'season'),
         text_fields: tuple[str, ...] = ('description',),
-        **kwargs,
+        **kwargs: Any,
     ):
         for name, chosen, allowed in (
             ('entity_types', entity_types, ENTITY_TYPES + PLANTED_TYPES),

@@ -14,24 +14,24 @@ from eiclip_mm.structures import EntityVocab, clean_text, words
 
 from .matcher import EntityMatcher
 
+KEYWORD = 'keyword'
 
-def add_keywords(
-    vocab: EntityVocab, texts: Iterable[str], min_count: int, type_: str = 'keyword'
-) -> EntityVocab:
-    """The vocabulary with one more type: the words of training texts that name nothing else.
+
+def add_keywords(vocab: EntityVocab, texts: Iterable[str], min_count: int) -> EntityVocab:
+    """The vocabulary with the type "keyword": words of training texts that name nothing else.
 
     Args:
-        vocab: the entities of the metadata; words inside their mentions are left out.
+        vocab: the entities of the metadata; words inside their mentions are left out. Keywords
+            that it has are made anew.
         texts: one for each training product.
         min_count: a word counts as a keyword if so many texts have it.
-        type_: name of the new type; one that the vocabulary has is made anew.
 
     >>> vocab = EntityVocab({'brand': ('Golden Goose',)}, {'brand': (2,)})
     >>> texts = ['Golden Goose striped tee', 'striped golden tee', 'Golden Goose striped dress']
     >>> add_keywords(vocab, texts, min_count=2).names['keyword']
     ('striped', 'tee')
     """
-    names = {t: own for t, own in vocab.names.items() if t != type_}
+    names = {t: own for t, own in vocab.names.items() if t != KEYWORD}
     counts = {t: vocab.counts[t] for t in names}
     matcher = EntityMatcher(EntityVocab(names, counts))
     found: Counter[str] = Counter()
@@ -51,7 +51,7 @@ def add_keywords(
             f'no word stands in {min_count} of the texts; lower the number, or leave keywords out.'
         )
     return EntityVocab(
-        names | {type_: tuple(word for _, word in kept)},
-        counts | {type_: tuple(-n for n, _ in kept)},
-        source=f'{vocab.source}; {type_}: words in at least {min_count} texts',
+        names | {KEYWORD: tuple(word for _, word in kept)},
+        counts | {KEYWORD: tuple(-n for n, _ in kept)},
+        source=f'{vocab.source}; {KEYWORD}: words in at least {min_count} texts',
     )

@@ -98,10 +98,9 @@ class EntityMatcher:
         """
         end, entities = 0, ()
         for j in range(i, len(parts)):
-            node = node.get(parts[j][0])
-            if node is None:
-                break
+            if (below := node.get(parts[j][0])) is None:
+                return None, end, entities
+            node = below
             if self._END in node:
                 end, entities = parts[j][2], node[self._END]
-        alive = node is not None and len(node) > (self._END in node)
-        return (node if alive else None), end, entities
+        return (node if len(node) > (self._END in node) else None), end, entities

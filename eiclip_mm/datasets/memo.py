@@ -29,5 +29,5 @@ class Memo(dict):
             self[key] = value
         return value
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[type, tuple]:
         return type(self), (self.function, self.size)

@@ -4,6 +4,7 @@ import hashlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -78,7 +79,7 @@ class ProductDataset(BaseDataset):
         select_share: float = 0.1,
         seed: int = 0,
         batched: bool = False,
-        **kwargs,
+        **kwargs: Any,
     ):
         for name, value, allowed in (('views', views, VIEWS), ('fold', fold, FOLDS)):
             if value not in allowed:
@@ -193,7 +194,7 @@ class ProductDataset(BaseDataset):
         """
         self._epoch.fill_(epoch)
 
-    def prepare_data(self, idx: int):
+    def prepare_data(self, idx: int) -> dict:
         """Run the pipeline on one item."""
         epoch = int(self._epoch)
         with kept_generators(epoch >= 0):
@@ -220,17 +221,18 @@ class ProductDataset(BaseDataset):
             caption = np.random.randint(len(data['texts']))
             data = item(data, view, caption)
         if self.encoded is not None:
-            data.update(self._texts(data.pop('text_row') + data['caption']))
+            data.update(_text_of(self.encoded, data.pop('text_row') + data['caption']))
         return data
 
-    def _texts(self, row: int) -> dict:
-        """What the tokenizer made of a text."""
-        text, entity_ids = self.encoded.text[row], self.encoded.entity_ids[row]
-        made = dict(entity_ids=entity_ids.astype(np.int64), text_id=int(self.encoded.text_id[row]))
-        if text.dtype.kind == 'f':
-            return dict(made, text=text.astype(np.float32))
-        length = int(self.encoded.length[row])
-        return dict(made, text=text.astype(np.int64), text_length=length)
+
+def _text_of(encoded: EncodedTexts, row: int) -> dict:
+    """What the tokenizer made of a text."""
+    text, entity_ids = encoded.text[row], encoded.entity_ids[row]
+    made = dict(entity_ids=entity_ids.astype(np.int64), text_id=int(encoded.text_id[row]))
+    if text.dtype.kind == 'f':
+        return dict(made, text=text.astype(np.float32))
+    length = int(encoded.length[row])
+    return dict(made, text=text.astype(np.int64), text_length=length)
 
 
 def image_key(image: dict) -> tuple:

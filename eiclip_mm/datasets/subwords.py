@@ -1,6 +1,6 @@
 """Text to sub-word ids, as open_clip gives them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 
 import numpy as np
@@ -41,9 +41,11 @@ class SubWords:
             else:
                 inner = open_clip.SimpleTokenizer(context_length=length)
         self.context_length, self.clean = inner.context_length, inner.clean_fn
-        self._plain = {get_clean_fn('lower'): str.lower, get_clean_fn('whitespace'): str}.get(
-            inner.clean_fn
-        )
+        plain: dict[Callable, Callable[[str], str]] = {
+            get_clean_fn('lower'): str.lower,
+            get_clean_fn('whitespace'): str,
+        }
+        self._plain = plain.get(inner.clean_fn)
         if hasattr(inner, 'sot_token_id'):
             self.start, self.end, self.pad = inner.sot_token_id, inner.eot_token_id, 0
             self.size, self.hugging_face = inner.vocab_size, None

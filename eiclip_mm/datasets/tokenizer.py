@@ -86,7 +86,7 @@ class EntityTokenizer:
         if vocab is None:
             vocab = EntityVocab(names={}, counts={})
         elif isinstance(vocab, Mapping):
-            vocab = EntityVocab.from_dict(vocab)
+            vocab = EntityVocab.from_dict(dict(vocab))
         elif not isinstance(vocab, EntityVocab):
             vocab = EntityVocab.load(vocab)
         unknown = set(mention_types or ()) - set(vocab.types)
@@ -260,13 +260,14 @@ class EntityTokenizer:
         """Stretches of text, and the ids that stand for mentions."""
         if self.mention == 'keep':
             return [text]
-        pieces, end = [], 0
+        pieces: list[str | int] = []
+        end = 0
         for mention in mentions:
             pieces += [text[end : mention.start], self._extra_id(mention)]
             end = mention.end
         return [*pieces, text[end:]]
 
-    def _fitted(self, ids: Sequence[int]) -> Sequence[int]:
+    def _fitted(self, ids: Sequence[int] | np.ndarray) -> Sequence[int] | np.ndarray:
         """What of a text's ids finds room between start and end."""
         room = self.subwords.context_length - 2
         dropped = len(ids) - room
@@ -284,10 +285,9 @@ class EntityTokenizer:
 
     @cached_property
     def _first_of_type(self) -> list[int]:
-        sizes = [len(names) for names in self.vocab.names.values()]
-        return [sum(sizes[:k]) for k in range(len(sizes))]
+        return [self.vocab.rows(type_).start - 1 for type_ in self.vocab.types]
 
-    def _padded(self, rows: Sequence[Sequence[int]]) -> np.ndarray:
+    def _padded(self, rows: Sequence[Sequence[int] | np.ndarray]) -> np.ndarray:
         """(T, L) int64: start, the ids of each row, end, padding."""
         own, column = self.subwords, np.arange(self.subwords.context_length)
         length = np.array([len(ids) for ids in rows], dtype=np.int64)[:, None]

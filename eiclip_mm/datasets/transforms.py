@@ -3,6 +3,7 @@
 import math
 import os
 import warnings
+from typing import BinaryIO
 
 import h5py
 import numpy as np
@@ -39,7 +40,7 @@ class LoadProductImage(BaseTransform):
         self._in_order, self._warned = in_order, False
         self._handles: dict[tuple[int, str], h5py.Dataset] = {}
 
-    def __getstate__(self):
+    def __getstate__(self) -> dict:
         return dict(self.__dict__, _handles={})  # open files cannot be pickled
 
     @property
@@ -53,15 +54,17 @@ class LoadProductImage(BaseTransform):
         Raises:
             ValueError: the pixels cannot be read; names file and row.
         """
-        image = self._read_packed(results) if self.packed is not None else None
+        image = self._read_packed(results)
         if image is None and 'h5_path' in results:
             image = self._read_row(results['h5_path'], results['row'])
         elif image is None:
-            image = self._read_file(results['img_path'])
+            image = decoded(results['img_path'], results['img_path'])
         results.update(img=image, img_shape=image.shape[:2], ori_shape=image.shape[:2])
         return results
 
     def _read_packed(self, results: dict) -> np.ndarray | None:
+        if self.packed is None:
+            return None
         image = self.packed.get(results)
         if image is None and not self._warned:
             self._warned = True
@@ -82,14 +85,21 @@ class LoadProductImage(BaseTransform):
                 f"{path}: row {row} of key 'input_image' cannot be read: {error}"
             ) from error
 
-    def _read_file(self, path: str) -> np.ndarray:
-        try:
-            with Image.open(path) as image:
-                return rgb_pixels(image)
-        except FileNotFoundError:
-            raise
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise ValueError(f'{path} is not an image that can be decoded: {error}') from error
+
+def decoded(file: str | os.PathLike | BinaryIO, name: str) -> np.ndarray:
+    """(height, width, 3) uint8 RGB of an image file, which errors call ``name``.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not an image that can be decoded.
+    """
+    try:
+        with Image.open(file) as image:
+            return rgb_pixels(image)
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f'{name} is not an image that can be decoded: {error}') from error
 
 
 def rgb_pixels(image: Image.Image) -> np.ndarray:
@@ -147,11 +157,13 @@ class LoadImageFeature(BaseTransform):
 
     def __init__(self, pipeline: list):
         self.pipeline = pipeline
+        # built here: the scope in which a data set is built ends with its constructor
+        self.transforms = [TRANSFORMS.build(step) for step in pipeline]
         self._path: str | None = None
         self._rows: dict[tuple, int] = {}
         self._features: np.ndarray | None = None
 
-    def __getstate__(self):
+    def __getstate__(self) -> dict:
         return dict(self.__dict__, _features=None)  # map the file anew in each process
 
     def use(self, path: str, rows: dict[tuple, int]) -> None:
@@ -170,7 +182,7 @@ class LoadImageFeature(BaseTransform):
 
     def transform(self, results: dict) -> dict:
         """See the class."""
-        if not self.ready:
+        if self._path is None:
             raise RuntimeError(
                 'LoadImageFeature has no features yet: add dict(type="ImageFeatureCache") to '
                 'custom_hooks, or load pixels with LoadProductImage.'

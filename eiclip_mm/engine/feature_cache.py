@@ -14,14 +14,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from mmengine.dataset import BaseDataset
 from mmengine.dist import barrier, get_dist_info, is_main_process
 from mmengine.hooks import Hook
+from mmengine.model import BaseModule
 from mmengine.runner import Runner
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
 
-from eiclip_mm.registry import HOOKS, TRANSFORMS
+from eiclip_mm.registry import HOOKS
 
 from . import feature_files
 from .hooks import unwrapped
@@ -38,7 +40,7 @@ class FeatureCache(Hook):
         batch_size: photos or texts a step.
     """
 
-    priority = 'VERY_HIGH'
+    priority = 'VERY_HIGH'  # before hooks that run the model, such as CausalEffectHook
     CHUNK = 4096  # rows a file until all are there: what a kill may cost
 
     def __init__(self, folder: str = 'work_dirs/feature_cache', batch_size: int = 64):
@@ -69,7 +71,7 @@ class FeatureCache(Hook):
             )
         self.fill(unwrapped(runner.model).towers, loader.dataset, loader.num_workers)
 
-    def fill(self, towers: nn.Module, dataset: Dataset, workers: int = 0) -> None:
+    def fill(self, towers: BaseModule, dataset: BaseDataset, workers: int = 0) -> None:
         """Have ``dataset`` deliver features of ``towers``; compute those that no file holds."""
         raise NotImplementedError
 
@@ -77,7 +79,7 @@ class FeatureCache(Hook):
         self,
         digest: str,
         count: int,
-        towers: nn.Module,
+        towers: BaseModule,
         compute: Callable[[range, tqdm], np.ndarray],
     ) -> Path:
         """The file of ``count`` features; ``compute`` makes the (rows, F) float32 of a chunk."""
@@ -126,7 +128,7 @@ class ImageFeatureCache(FeatureCache):
     feature is a photo's then.
     """
 
-    def fill(self, towers: nn.Module, dataset: Dataset, workers: int = 0) -> None:
+    def fill(self, towers: BaseModule, dataset: BaseDataset, workers: int = 0) -> None:
         """See :class:`FeatureCache`."""
         transform = dataset.pipeline.transforms[0]
         if getattr(transform, 'ready', True):  # only LoadImageFeature can be not ready
@@ -134,9 +136,9 @@ class ImageFeatureCache(FeatureCache):
         trunk = towers.image_trunk_module()
         _check_frozen(trunk, 'image', 'load pixels with LoadProductImage')
         images = dataset.images()
-        photos = _Photos(list(images.values()), transform.pipeline)
+        photos = _Photos(list(images.values()), transform.transforms)
         tensors = [*trunk.parameters(), *trunk.buffers(), towers.mean, towers.std]
-        state = dataset.state_of_photos(photos.pipeline)
+        state = dataset.state_of_photos(transform.transforms)
         described = (repr(trunk), _settings(trunk), transform.pipeline, list(images), state)
         digest = _digest(tensors, *described)
 
@@ -157,16 +159,15 @@ class ImageFeatureCache(FeatureCache):
 class _Photos(Dataset):
     """(3, height, width) uint8 of each image, loaded by a pipeline that must not draw."""
 
-    def __init__(self, images: list[dict], pipeline: list):
-        self.images = images
-        self.pipeline = [TRANSFORMS.build(t) for t in pipeline]
+    def __init__(self, images: list[dict], transforms: list[Callable]):
+        self.images, self.transforms = images, transforms
         before = _random_state()
         self[0]
         if _random_state() != before:
             raise ValueError(
                 'the pipeline of LoadImageFeature draws at random, so a photo has no one feature: '
-                f'leave random transforms out of it, got {[t["type"] for t in pipeline]}. To train '
-                'on random crops, load pixels with LoadProductImage.'
+                f'leave random transforms out of it, got {[type(t).__name__ for t in transforms]}. '
+                'To train on random crops, load pixels with LoadProductImage.'
             )
 
     def __len__(self) -> int:
@@ -174,14 +175,15 @@ class _Photos(Dataset):
 
     def __getitem__(self, i: int) -> torch.Tensor:
         results = dict(self.images[i])
-        for transform in self.pipeline:
+        for transform in self.transforms:
             results = transform(results)
         return torch.from_numpy(np.ascontiguousarray(results['img'].transpose(2, 0, 1)))
 
 
 def _random_state() -> tuple:
-    _, keys, place, *_ = np.random.get_state()
-    return random.getstate(), keys.tobytes(), place, torch.get_rng_state().numpy().tobytes()
+    numpy = np.random.get_state(legacy=False)['state']
+    keys, place = numpy['key'].tobytes(), numpy['pos']
+    return random.getstate(), keys, place, torch.get_rng_state().numpy().tobytes()
 
 
 @HOOKS.register_module()
@@ -193,7 +195,7 @@ class TextFeatureCache(FeatureCache):
     included, and the tokens, in which vocabulary and reading have come to bear.
     """
 
-    def fill(self, towers: nn.Module, dataset: Dataset, workers: int = 0) -> None:
+    def fill(self, towers: BaseModule, dataset: BaseDataset, workers: int = 0) -> None:
         """See :class:`FeatureCache`."""
         encoded = getattr(dataset, 'encoded', None)
         if encoded is None:
@@ -244,7 +246,7 @@ def _settings(module: nn.Module) -> list:
     ]
 
 
-def _digest(tensors: list[torch.Tensor], *described) -> str:
+def _digest(tensors: list[torch.Tensor], *described: object) -> str:
     digest = hashlib.sha256(repr(described).encode())
     for tensor in tensors:
         digest.update(tensor.detach().cpu().float().numpy().tobytes())

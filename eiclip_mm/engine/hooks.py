@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -9,6 +10,7 @@ from mmengine.dist import broadcast, is_main_process
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
+from torch import nn
 from torch.utils.data import DataLoader
 
 from eiclip_mm.registry import HOOKS
@@ -22,7 +24,9 @@ class StepSeedHook(Hook):
     resume. Crops and views are seeded by ``ProductDataset``.
     """
 
-    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch=None) -> None:
+    def before_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: dict | None = None
+    ) -> None:
         """See the class. All processes draw alike, so they draw the same gates."""
         torch.manual_seed(hash((runner.seed, runner.iter)) % 2**63)
 
@@ -35,7 +39,7 @@ class PlainCheckpointHook(Hook):
     Numbers of numpy become Python's.
     """
 
-    priority = 'LOWEST'
+    priority = 'LOWEST'  # after the hooks that put something in, such as EMAHook
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """See the class."""
@@ -44,7 +48,7 @@ class PlainCheckpointHook(Hook):
         checkpoint.update({k: plain(v) for k, v in checkpoint.items() if k != 'state_dict'})
 
 
-def plain(value):
+def plain(value: Any) -> Any:
     """A copy of nested dicts and lists without numpy's scalar types."""
     if isinstance(value, dict):
         return {k: plain(v) for k, v in value.items()}
@@ -131,6 +135,6 @@ def effect_table(table: list[dict]) -> str:
     return '\n'.join(lines)
 
 
-def unwrapped(model):
+def unwrapped(model: nn.Module) -> Any:
     """The model inside a DistributedDataParallel wrapper."""
     return model.module if is_model_wrapper(model) else model

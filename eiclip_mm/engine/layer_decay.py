@@ -28,19 +28,13 @@ def layers_below_head(module: nn.Module) -> dict[str, int]:
     """
     if hasattr(module, 'visual'):
         return _of_clip(module)
-    if hasattr(module, 'trunk'):  # timm numbers its own layers
-        groups = group_parameters(module.trunk, module.trunk.group_matcher(coarse=False))
+    trunk = getattr(module, 'trunk', None)
+    if trunk is not None:  # timm numbers its own layers
+        groups = group_parameters(trunk, trunk.group_matcher(coarse=False))
         layer = {f'trunk.{name}': i for i, names in groups.items() for name in names}
         head = max(groups) + 1
         return {name: head - layer.get(name, head) for name, _ in module.named_parameters()}
-    stack = _stack(module)
-    if stack is None:
-        raise ValueError(
-            f'layer_decay does not know the layers of {type(module).__name__}: it has neither '
-            'transformer.resblocks (open_clip), trunk (timm) nor transformer.encoder.layer '
-            '(BERT). Give it a rate with lr_mult.'
-        )
-    path, depth = stack
+    path, depth = _stack(module)
     return {name: _distance(name, path, depth) for name, _ in module.named_parameters()}
 
 
@@ -58,14 +52,18 @@ def _of_clip(clip: nn.Module) -> dict[str, int]:
     return found
 
 
-def _stack(module: nn.Module) -> tuple[str, int] | None:
+def _stack(module: nn.Module) -> tuple[str, int]:
     """Where the equal layers of a transformer stand, and how many they are."""
     for path in ('transformer.resblocks', 'transformer.encoder.layer'):
         try:
-            return path, len(module.get_submodule(path))
+            return path, len(list(module.get_submodule(path).children()))
         except AttributeError:
             continue
-    return None
+    raise ValueError(
+        f'layer_decay does not know the layers of {type(module).__name__}: it has neither '
+        'transformer.resblocks (open_clip), trunk (timm) nor transformer.encoder.layer '
+        '(BERT). Give it a rate with lr_mult.'
+    )
 
 
 def _distance(name: str, path: str, depth: int) -> int:

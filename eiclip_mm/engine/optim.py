@@ -5,8 +5,9 @@ the mean gradient of several batches. It makes no larger contrastive batch, for 
 pairs of another batch; ``micro_batch`` of ``OpenCLIPTowers`` does, on as little memory.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from mmengine.optim import DefaultOptimWrapperConstructor, OptimWrapper
@@ -29,12 +30,12 @@ class AutocastOptimWrapper(OptimWrapper):
         **kwargs: of ``mmengine.optim.OptimWrapper``.
     """
 
-    def __init__(self, dtype: str = 'bfloat16', **kwargs):
+    def __init__(self, dtype: str = 'bfloat16', **kwargs: Any):
         super().__init__(**kwargs)
         self.cast_dtype = getattr(torch, dtype)
 
     @contextmanager
-    def optim_context(self, model):
+    def optim_context(self, model: nn.Module) -> Iterator[None]:
         """Gradient accumulation's context, with autocast."""
         with super().optim_context(model), autocast(dtype=self.cast_dtype):
             yield
@@ -58,7 +59,7 @@ class TowerLrConstructor(DefaultOptimWrapperConstructor):
 
     EMBEDDINGS = ('embedding', 'pos_embed', 'cls_token', 'learner.learned', 'learner.unknown')
 
-    def add_params(self, params: list, module: nn.Module, **kwargs) -> None:
+    def add_params(self, params: list, module: nn.Module, **kwargs: Any) -> None:
         """Fill ``params`` with one group for each rate and decay."""
         lr_mult = self.paramwise_cfg.get('lr_mult', {})
         names = [name for name, _ in module.named_parameters()]

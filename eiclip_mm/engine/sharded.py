@@ -5,17 +5,17 @@ release of mmengine does it yet. Source: ours.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from mmengine._strategy import FSDPStrategy
 from mmengine.model import MMFullyShardedDataParallel
 from mmengine.optim import OptimWrapper
-from mmengine.registry import STRATEGIES
 from torch import Tensor, nn
 from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 
-from eiclip_mm.registry import MODEL_WRAPPERS
+from eiclip_mm.registry import MODEL_WRAPPERS, STRATEGIES
 
 
 @STRATEGIES.register_module()
@@ -36,7 +36,7 @@ class ShardedStrategy(FSDPStrategy):
         self,
         blocks: Sequence[str] = ('ResidualAttentionBlock',),
         model_wrapper: dict | None = None,
-        **kwargs,
+        **kwargs: Any,
     ):
         whole = dict(rank0_only=True, offload_to_cpu=torch.cuda.is_available())
         super().__init__(
@@ -49,7 +49,7 @@ class ShardedStrategy(FSDPStrategy):
             **kwargs,
         )
 
-    def save_checkpoint(self, filename: str, *, extra_ckpt: dict, **kwargs) -> None:
+    def save_checkpoint(self, filename: str, *, extra_ckpt: dict, **kwargs: Any) -> None:
         """See the class."""
         meta = extra_ckpt['meta']
         meta['epoch'] = meta['iter'] // self.dispatch_kwargs['epoch_length']
@@ -77,13 +77,14 @@ class FullySharded(MMFullyShardedDataParallel):
         **kwargs: of ``mmengine.model.MMFullyShardedDataParallel``.
     """
 
-    def __init__(self, module: nn.Module, blocks: Sequence[str], device_id: int = 0, **kwargs):
+    def __init__(self, module: nn.Module, blocks: Sequence[str], device_id: int = 0, **kwargs: Any):
         kinds = {type(m) for m in module.modules() if type(m).__name__ in blocks}
         if not kinds:
             have = sorted({type(m).__name__ for m in module.modules()})
             raise ValueError(f'the model has no module of the classes {blocks}; it has {have}')
         for parameter in module.parameters():
-            parameter.full_ndim = parameter.ndim  # for TowerLrConstructor: matrices decay
+            # for TowerLrConstructor: matrices decay
+            parameter.full_ndim = parameter.ndim  # type: ignore[attr-defined]  # a note of ours
         scalars = [p for p in module.parameters() if p.ndim == 0]
         cuda = torch.cuda.is_available()
         super().__init__(
@@ -102,10 +103,11 @@ class FullySharded(MMFullyShardedDataParallel):
         optim_wrapper.clip_func = self._clip
         return super().train_step(data, optim_wrapper)
 
-    def _clip(self, _, max_norm: float, norm_type: float = 2.0) -> Tensor:
+    def _clip(self, _: object, max_norm: float, norm_type: float = 2.0) -> Tensor:
         return self.clip_grad_norm_(max_norm, norm_type)
 
 
 def _average_gradient(parameter: nn.Parameter) -> None:
+    assert parameter.grad is not None  # the hook runs when there is one
     dist.all_reduce(parameter.grad)
     parameter.grad /= dist.get_world_size()

@@ -51,13 +51,13 @@ class ByProduct:
         rng = np.random.Generator(np.random.PCG64(seed))
         columns = np.concatenate([self.queries[:, :, None], self.sums], 2)
         flat = columns.reshape(number, -1)
-        totals = []
+        parts = []
         for rows in _chunks(samples, number):
             drawn = rng.integers(number, size=(rows, number))
             drawn += number * np.arange(rows)[:, None]
             times = np.bincount(drawn.ravel(), minlength=drawn.size).reshape(drawn.shape)
-            totals.append(times @ flat)
-        totals = np.concatenate(totals).reshape(samples, *columns.shape[1:])
+            parts.append(times @ flat)
+        totals = np.concatenate(parts).reshape(samples, *columns.shape[1:])
         if (totals[:, :, 0] == 0).any():
             raise ValueError(
                 f'among {number} products drawn with replacement there may be none with a query '
@@ -72,12 +72,12 @@ class ByProduct:
         shares = self.sums / self.queries.sum(0)[:, None]
         flat = shares.reshape(len(shares), -1)
         found = np.abs(self.with_sum(shares.sum(0, keepdims=True)))
-        hits = 0
+        hits = np.zeros(found.shape[1], dtype=np.int64)
         for rows in _chunks(samples, len(flat)):
             signs = 2.0 * rng.integers(2, size=(rows, len(flat))) - 1
             swapped = self.with_sum((signs @ flat).reshape(rows, *shares.shape[1:]))
             # equal but for the order of summation is equal
-            hits = hits + (np.abs(swapped) >= found - 1e-9).sum(0)
+            hits += (np.abs(swapped) >= found - 1e-9).sum(0)
         return (1 + hits) / (1 + samples)
 
     def with_sum(self, values: np.ndarray) -> np.ndarray:
@@ -110,7 +110,7 @@ def _by_product(run: Retrieval, ks: Sequence[int]) -> ByProduct:
     ids, rows = torch.cat([ranking.product_id for ranking in rankings]).unique(return_inverse=True)
     rows = np.split(rows.cpu().numpy(), [len(rankings[0].product_id)])
 
-    def summed(row, weights=None):
+    def summed(row: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
         return np.bincount(row, weights, minlength=len(ids))
 
     sums = [
@@ -128,7 +128,7 @@ def _by_product(run: Retrieval, ks: Sequence[int]) -> ByProduct:
 def _differences(first: Retrieval, run: Retrieval) -> str:
     """What differs in what was asked, in words; '' if nothing."""
 
-    def asked(retrieval):
+    def asked(retrieval: Retrieval) -> dict:
         fields = {f'protocol.{k}': v for k, v in asdict(retrieval.protocol).items()}
         galleries = {f'{d} gallery': getattr(retrieval, d).gallery for d in DIRECTIONS}
         return fields | {'manifest': retrieval.manifest} | galleries

@@ -37,7 +37,7 @@ class Candidates:
     level: str = 'product'
     own_again: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name, value, allowed in (
             ('top_up', self.top_up, TOP_UP),
             ('level', self.level, LEVELS),
@@ -112,7 +112,9 @@ class _Split:
                 "Python, take Candidates(top_up='others')"
             )
 
-    def i2t(self, rng, queries: int | None, unit: str) -> tuple[np.ndarray, np.ndarray]:
+    def i2t(
+        self, rng: np.random.Generator, queries: int | None, unit: str
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Rows of the query images (Q,) and of their candidate texts (Q, 1 + number)."""
         if unit == 'image':
             image = _some(rng, len(self.image_row), queries)
@@ -123,7 +125,7 @@ class _Split:
         texts = np.where(wrong < 0, -1, self.text_row[wrong])
         return self.image_row[image], np.column_stack([self.text_row[product], texts])
 
-    def t2i(self, rng, queries: int | None) -> tuple[np.ndarray, np.ndarray]:
+    def t2i(self, rng: np.random.Generator, queries: int | None) -> tuple[np.ndarray, np.ndarray]:
         """Rows of the query texts (Q,) and of their candidate images (Q, 1 + number)."""
         product = _some(rng, len(self.text_row), queries)
         right = self.view_of(rng, product)
@@ -135,12 +137,14 @@ class _Split:
         images = np.where(wrong < 0, -1, self.image_row[wrong])
         return self.text_row[product], np.column_stack([self.image_row[right], images])
 
-    def view_of(self, rng, product: np.ndarray) -> np.ndarray:
+    def view_of(self, rng: np.random.Generator, product: np.ndarray) -> np.ndarray:
         """A random image of each product."""
         first, end = self.first_image[product], self.first_image[product + 1]
         return first + (rng.random(product.shape) * (end - first)).astype(np.int64)
 
-    def wrong_products(self, rng, product: np.ndarray, own_again: bool) -> np.ndarray:
+    def wrong_products(
+        self, rng: np.random.Generator, product: np.ndarray, own_again: bool
+    ) -> np.ndarray:
         """(Q, number) other products, -1 where there are too few."""
         themselves = np.arange(len(self.text_row) + 1)
         if self.candidates.top_up != 'mixture':
@@ -156,24 +160,26 @@ class _Split:
             found[row, : len(drawn)] = drawn
         return found
 
-    def from_mixture(self, rng, product: int, own_again: bool) -> np.ndarray:
+    def from_mixture(self, rng: np.random.Generator, product: int, own_again: bool) -> np.ndarray:
         """Up to ``number`` products of the own group and of random whole groups, as it takes."""
         own = self.group[product]
         members = self.members(own)
-        pool = [members[members != product]]
+        pools = [members[members != product]]
         for group in rng.permutation(len(self.first_member) - 1):
-            if sum(map(len, pool)) >= self.candidates.number:
+            if sum(map(len, pools)) >= self.candidates.number:
                 break
             if group != own or own_again:
-                pool.append(self.members(group))
-        pool = np.concatenate(pool)
+                pools.append(self.members(group))
+        pool = np.concatenate(pools)
         return pool[rng.permutation(len(pool))[: self.candidates.number]]
 
     def members(self, group: int) -> np.ndarray:
         """The products of a group."""
         return np.arange(self.first_member[group], self.first_member[group + 1])
 
-    def from_group_or_others(self, rng, product: np.ndarray, first: np.ndarray) -> np.ndarray:
+    def from_group_or_others(
+        self, rng: np.random.Generator, product: np.ndarray, first: np.ndarray
+    ) -> np.ndarray:
         """(Q, number) things of other products: of the own group, then, by config, of others.
 
         Product p has the things ``first[p]`` to ``first[p + 1]``: itself, or its images.
@@ -201,7 +207,7 @@ class _Split:
         return np.concatenate(found)
 
 
-def _some(rng, size: int, number: int | None) -> np.ndarray:
+def _some(rng: np.random.Generator, size: int, number: int | None) -> np.ndarray:
     """``number`` of ``size`` in order, or all."""
     if number is None or number >= size:
         return np.arange(size)
@@ -215,7 +221,7 @@ def _runs(values: np.ndarray) -> Iterator[slice]:
         yield slice(begin, end)
 
 
-def _distinct(rng, size: np.ndarray, number: int) -> np.ndarray:
+def _distinct(rng: np.random.Generator, size: np.ndarray, number: int) -> np.ndarray:
     """(rows, number) different numbers below ``size`` (rows,) in random order; then -1.
 
     The first of a row are as random as all, so that a caller may take fewer.

@@ -47,6 +47,33 @@ def check_relevant(ids: Tensor, other_ids: Tensor, sides: tuple[str, str]) -> No
         )
 
 
+def check_candidates(candidates: Tensor, right: Tensor, queries: int, gallery: int) -> Tensor:
+    """Each query has candidates in the gallery, a right one among them.
+
+    Returns:
+        (Q, C) bool: ``right`` without what only fills a list.
+    """
+    fits = candidates.ndim == 2 and candidates.shape == right.shape and candidates.numel()
+    if not fits or len(candidates) != queries:
+        raise ValueError(
+            f'{queries} queries need candidates and right of shape ({queries}, C), C of '
+            f'1 or more, got {tuple(candidates.shape)} and {tuple(right.shape)}'
+        )
+    if candidates.min() < -1 or candidates.max() >= gallery:
+        raise ValueError(
+            f'candidates must be rows of a gallery of {gallery}, or -1; got '
+            f'{int(candidates.min())} to {int(candidates.max())}'
+        )
+    right = right & (candidates >= 0)
+    if not right.any(1).all():
+        lost = (~right.any(1)).nonzero().flatten()
+        raise ValueError(
+            f'{len(lost)} of {queries} queries have no right item among their candidates, '
+            f'first query {int(lost[0])}'
+        )
+    return right
+
+
 def check_ties(ties: str) -> None:
     """The rule is one of :data:`TIES`."""
     if ties not in TIES:

@@ -49,7 +49,7 @@ class Direction:
 @lru_cache
 def fast_bfloat16() -> bool:
     """Whether this CPU multiplies bfloat16 faster than float32."""
-    known = getattr(torch.cpu, 'get_capabilities', dict)()  # torch 2.10 or newer
+    known: dict = getattr(torch.cpu, 'get_capabilities', dict)()  # torch 2.10 or newer
     return bool(known.get('avx512_bf16') or known.get('amx_bf16'))
 
 
@@ -70,9 +70,9 @@ class CoarseCounter:
     """
 
     def __init__(self, height: int, width: int, dim: int, strict: bool):
-        half = dict(dtype=torch.bfloat16)
-        self.a, self.b = torch.empty(height, dim, **half), torch.empty(width, dim, **half)
-        self.product = torch.empty(height * width, **half)
+        half = torch.bfloat16
+        self.a, self.b = torch.empty(height, dim, dtype=half), torch.empty(width, dim, dtype=half)
+        self.product = torch.empty(height * width, dtype=half)
         self.scores, self.reached = torch.empty(height * width), torch.empty(height * width)
         self.strict = strict
 

@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -52,13 +53,13 @@ class Embeddings:
     image_product_id: Tensor
     product: Tensor
     product_id: Tensor
-    image_view: Tensor | None = None
-    product_caption: Tensor | None = None
+    image_view: Tensor = None  # type: ignore[assignment]  # numbered below where not given
+    product_caption: Tensor = None  # type: ignore[assignment]  # as well
     product_text: Tensor | None = None
     labels: Mapping[str, np.ndarray] = field(default_factory=dict)
     card: Mapping = field(default_factory=dict)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for ids, numbers in (('image_product_id', 'image_view'), ('product_id', 'product_caption')):
             integer = getattr(self, ids).dtype in INTEGERS  # others are refused below
             if integer and getattr(self, numbers) is None:
@@ -154,7 +155,8 @@ class Embeddings:
         path = npz_path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         card = np.array(json.dumps(self.card, ensure_ascii=False))
-        np.savez(path, **self.arrays(), card=card)
+        arrays: dict[str, Any] = self.arrays()
+        np.savez(path, **arrays, card=card)
 
     @classmethod
     def load(cls, path: str | Path) -> 'Embeddings':

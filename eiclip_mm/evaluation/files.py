@@ -132,7 +132,7 @@ def _shards(path: Path, about: Mapping) -> list[Path]:
 
 def _check_outlines(folders: Sequence[Path], outlines: Sequence[Mapping]) -> None:
     """Refuse arrays of other widths, which numpy may spread in silence, and copies."""
-    seen = {}
+    seen: dict[tuple[int, ...], Path] = {}
     for folder, part in zip(folders, outlines, strict=True):
         shapes = [{n: a.shape[1:] for n, a in one.items()} for one in (part, outlines[0])]
         if shapes[0] != shapes[1]:

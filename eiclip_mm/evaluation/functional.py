@@ -13,23 +13,33 @@ it, a wrong item counts only when it is nearer by more than the tolerance; with 
 equally near one counts when it stands earlier in the gallery, as in a stable sort. Source: ours.
 """
 
-from collections.abc import Iterator
-from math import ceil
-
 import torch
-from mmengine.dist import all_reduce, get_rank, get_world_size
+from mmengine.dist import all_reduce
 from torch import Tensor
 
-from .checks import check_chunk, check_lengths, check_order, check_relevant, check_ties, checked
+from .checks import (
+    check_candidates,
+    check_chunk,
+    check_lengths,
+    check_order,
+    check_relevant,
+    check_ties,
+    checked,
+)
 from .coarse import CoarseCounter, Direction, worthwhile
 from .measures import first_ranks
-from .products import float32, scores_among
+from .products import scores_among
+from .tiles import in_order, right_places, right_scores, spans, tile_room, tile_scores, unsorted
 
 MANY = 8  # right items of a query beyond which comparing with each in turn is slow
 
 
 def tie(dim: int) -> float:
-    """Cosines of vectors of ``dim`` dimensions that differ by no more are equal."""
+    """Cosines of vectors of ``dim`` dimensions that differ by no more are equal.
+
+    >>> tie(256), tie(1024)
+    (1e-06, 2e-06)
+    """
     return 1e-6 * max(1, dim / 512)
 
 
@@ -47,6 +57,11 @@ def ranks(
 
     Returns:
         (Q,) int64.
+
+    >>> photos = torch.tensor([[1.0, 0.0], [0.6, 0.8]])
+    >>> texts = torch.tensor([[0.0, 1.0], [1.0, 0.0], [0.6, 0.8]])
+    >>> ranks(photos, texts, torch.tensor([8, 7]), torch.tensor([7, 8, 9]))
+    tensor([1, 2])
     """
     queries, gallery = checked(queries, gallery, query_ids, gallery_ids, ('queries', 'gallery'))
     check_relevant(query_ids, gallery_ids, ('queries', 'gallery'))
@@ -123,28 +138,11 @@ def candidate_ahead(
     Returns:
         (Q, M) int64, as :func:`both_ahead`.
     """
-    ids = [torch.arange(len(x), device=x.device) for x in (queries, gallery)]
-    queries, gallery = checked(queries, gallery, *ids, ('queries', 'gallery'))
+    ids, own = (torch.arange(len(x), device=x.device) for x in (queries, gallery))
+    queries, gallery = checked(queries, gallery, ids, own, ('queries', 'gallery'))
     check_ties(ties)
     check_chunk(chunk)
-    fits = candidates.ndim == 2 and candidates.shape == right.shape and candidates.numel()
-    if not fits or len(candidates) != len(queries):
-        raise ValueError(
-            f'{len(queries)} queries need candidates and right of shape ({len(queries)}, C), C of '
-            f'1 or more, got {tuple(candidates.shape)} and {tuple(right.shape)}'
-        )
-    if candidates.min() < -1 or candidates.max() >= len(gallery):
-        raise ValueError(
-            f'candidates must be rows of a gallery of {len(gallery)}, or -1; got '
-            f'{int(candidates.min())} to {int(candidates.max())}'
-        )
-    right = right & (candidates >= 0)
-    if not right.any(1).all():
-        lost = (~right.any(1)).nonzero().flatten()
-        raise ValueError(
-            f'{len(lost)} of {len(queries)} queries have no right item among their candidates, '
-            f'first query {int(lost[0])}'
-        )
+    right = check_candidates(candidates, right, len(queries), len(gallery))
     query_length, length = queries.norm(dim=1), gallery.norm(dim=1)
     check_lengths(query_length, length)
     most = int(right.sum(1).max())
@@ -191,20 +189,20 @@ def _ahead_of_both(
     # Sorted by id, right pairs lie in few tiles along the diagonal. So the right scores come
     # cheaply from the very products that are counted later, not from another kernel.
     a_order, b_order = a_ids.argsort(stable=True), b_ids.argsort(stable=True)
-    sides = _in_order(a, a_order), _in_order(b, b_order), a_ids[a_order], b_ids[b_order], chunk
+    sides = in_order(a, a_order), in_order(b, b_order), a_ids[a_order], b_ids[b_order], chunk
     a_scale = a_length[a_order] * b_length.max()
     b_scale = b_length[b_order] * a_length.max()
     a_tol, b_tol = tie(a.shape[1]) * a_scale, tie(a.shape[1]) * b_scale
 
     (a_first, a_most), (b_first, b_most) = (
-        _right_places(x, y) for x, y in ((sides[2], sides[3]), (sides[3], sides[2]))
+        right_places(x, y) for x, y in ((sides[2], sides[3]), (sides[3], sides[2]))
     )
     check_order(ties, max(a_most, b_most))
     most = (a_most, b_most) if every else (1, 1)
-    a_right, b_right = _right_scores(*sides, a_first, b_first, most)  # (A, M), (B, M')
+    a_right, b_right = right_scores(*sides, a_first, b_first, most)  # (A, M), (B, M')
     a_ahead = torch.zeros_like(a_right, dtype=torch.int64)
     b_ahead = torch.zeros_like(b_right, dtype=torch.int64)
-    room = _room(*sides[:2], chunk)
+    room = tile_room(*sides[:2], chunk)
     strict, lowest = ties == 'for', torch.finfo(a.dtype).min
     sign = 1 if strict else -1
     coarse = None
@@ -217,13 +215,13 @@ def _ahead_of_both(
             (b_ahead, b_right, b_tol, b_scale),
         )
     )
-    for rows, columns, right in _spans(*sides, shared=shared):
+    for rows, columns, right in spans(*sides, shared=shared):
         tile = sides[0][rows], sides[1][columns]
         if right is None and coarse:
             if coarse.count(*tile, a_side.of(rows), b_side.of(columns)):
                 continue
             coarse = None  # other tiles are alike: a model that tells little apart
-        scores = _product(*tile, room)
+        scores = tile_scores(*tile, room)
         if right is not None:
             scores.masked_fill_(right, -torch.inf)
         a_earlier = b_earlier = None
@@ -237,7 +235,7 @@ def _ahead_of_both(
         all_reduce(b_ahead)
     a_ahead[a_right.isinf()] = -1
     b_ahead[b_right.isinf()] = -1
-    return _unsorted(a_ahead, a_order), _unsorted(b_ahead, b_order)
+    return unsorted(a_ahead, a_order), unsorted(b_ahead, b_order)
 
 
 def _count(
@@ -255,7 +253,7 @@ def _count(
         if ties == 'against':
             return torch.ge(scores, right - tolerance, out=out)
         torch.gt(scores, right + tolerance, out=out)
-        if ties == 'order':
+        if earlier is not None:
             out[(scores >= right - tolerance) & earlier] = 1
         return out
 
@@ -284,93 +282,3 @@ def _reaching(scores: Tensor, floors: Tensor, strict: bool) -> Tensor:
     number = torch.zeros(len(floors), floors.shape[1] + 1, dtype=torch.int64, device=floors.device)
     number.scatter_add_(1, below, torch.ones_like(below))
     return number.flip(1).cumsum(1).flip(1)[:, 1:]
-
-
-def _right_places(ids: Tensor, others: Tensor) -> tuple[Tensor, int]:
-    """Where among sorted ``others`` the equal ones of each id begin, and how many at most."""
-    first = torch.searchsorted(others, ids)
-    return first, int((torch.searchsorted(others, ids, right=True) - first).max())
-
-
-def _right_scores(
-    a: Tensor,
-    b: Tensor,
-    a_ids: Tensor,
-    b_ids: Tensor,
-    chunk: int,
-    a_first: Tensor,
-    b_first: Tensor,
-    most: tuple[int, int],
-) -> tuple[Tensor, Tensor]:
-    """(A, M) and (B, M') scores of right items, best first, -inf where there are fewer.
-
-    Both sides are sorted by id; the right items of a row begin at ``a_first`` of the other side.
-    """
-    a_right = a.new_full((len(a), most[0]), -torch.inf)
-    b_right = b.new_full((len(b), most[1]), -torch.inf)
-    room = _room(a, b, chunk)
-    for rows, columns, right in _spans(a, b, a_ids, b_ids, chunk, only_right=True):
-        scores = _product(a[rows], b[columns], room)
-        if max(most) == 1:
-            scores.masked_fill_(~right, -torch.inf)
-            a_right[rows, 0] = torch.maximum(a_right[rows, 0], scores.amax(1))
-            b_right[columns, 0] = torch.maximum(b_right[columns, 0], scores.amax(0))
-            continue
-        i, j = right.nonzero(as_tuple=True)
-        value, i, j = scores[i, j], i + rows.start, j + columns.start
-        a_right[i, j - a_first[i]] = value
-        b_right[j, i - b_first[j]] = value
-    return a_right.sort(1, descending=True).values, b_right.sort(1, descending=True).values
-
-
-def _spans(
-    a: Tensor,
-    b: Tensor,
-    a_ids: Tensor,
-    b_ids: Tensor,
-    chunk: int,
-    only_right: bool = False,
-    shared: bool = False,
-) -> Iterator[tuple[slice, slice, Tensor | None]]:
-    """Rows and columns of each tile, and where its ids are equal (``None``: nowhere).
-
-    Both sides are sorted by id; ``only_right`` leaves out the tiles where no ids can be equal, and
-    ``shared`` the rows of other processes.
-    """
-    a_list, b_list = a_ids.tolist(), b_ids.tolist()
-    first, step = (get_rank(), get_world_size()) if shared else (0, 1)
-    # Tiles of about one size: a product of few rows would take another kernel and sum otherwise.
-    height, width = (ceil(n / ceil(n / chunk)) for n in (len(a), len(b)))
-    for row in range(first * height, len(a), step * height):
-        for column in range(0, len(b), width):
-            rows, columns = slice(row, row + height), slice(column, column + width)
-            a_span, b_span = a_list[rows], b_list[columns]
-            if a_span[0] <= b_span[-1] and b_span[0] <= a_span[-1]:
-                yield rows, columns, a_ids[rows, None] == b_ids[columns]
-            elif not only_right:
-                yield rows, columns, None
-
-
-def _room(a: Tensor, b: Tensor, chunk: int) -> Tensor:
-    """Memory for the scores of a tile, one for all tiles: new pages cost as much as comparing."""
-    return a.new_empty(min(chunk, len(a)) * min(chunk, len(b)))
-
-
-def _product(a: Tensor, b: Tensor, room: Tensor) -> Tensor:
-    """(q, g) scores of a tile, in full float32."""
-    scores = room[: len(a) * len(b)].view(len(a), len(b))
-    with float32(a.device):
-        return torch.mm(a, b.T, out=scores)
-
-
-def _in_order(values: Tensor, order: Tensor) -> Tensor:
-    """The rows in this order; they themselves, not a copy, where they have it already."""
-    if order.equal(torch.arange(len(order), device=order.device)):
-        return values
-    return values[order]
-
-
-def _unsorted(values: Tensor, order: Tensor) -> Tensor:
-    result = torch.empty_like(values)
-    result[order] = values
-    return result

@@ -2,10 +2,12 @@
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from torch import Tensor
 
 from .embeddings import Embeddings
 from .files import UNREADABLE, integers, json_object, npz_path, open_npz
@@ -32,7 +34,7 @@ class Manifest:
     t2i_candidates: np.ndarray
     origin: dict
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for direction in DIRECTIONS:
             query, listed = (getattr(self, f'{direction}_{n}') for n in ('query', 'candidates'))
             fits = query.ndim == 2 and listed.ndim == 3 and len(query) == len(listed)
@@ -129,7 +131,7 @@ class Lists:
     def manifest(self, embeddings: Embeddings, origin: dict) -> Manifest:
         """The lists by product ids."""
 
-        def names(ids, numbers):  # one more row, which -1 finds
+        def names(ids: Tensor, numbers: Tensor) -> np.ndarray:  # one more row, which -1 finds
             return np.pad(
                 np.stack([ids.cpu(), numbers.cpu()], 1), [(0, 1), (0, 0)], constant_values=-1
             )
@@ -145,11 +147,10 @@ class Lists:
         )
 
 
-def _row_of(ids, numbers):
+def _row_of(ids: Tensor, numbers: Tensor) -> Callable[[np.ndarray, str], np.ndarray]:
     """A function from (..., 2) pairs of id and number to their rows, -1 for pairs of number -1."""
-    ids, numbers = ids.cpu().numpy(), numbers.cpu().numpy()
-    known_ids, id_rank = np.unique(ids, return_inverse=True)
-    known_numbers, number_rank = np.unique(numbers, return_inverse=True)
+    known_ids, id_rank = np.unique(ids.cpu().numpy(), return_inverse=True)
+    known_numbers, number_rank = np.unique(numbers.cpu().numpy(), return_inverse=True)
     keys = id_rank * len(known_numbers) + number_rank  # of ranks: numbers may be of any size
     order = keys.argsort()
     keys = keys[order]

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from platform import python_version
+from typing import Any
 
 import numpy as np
 import torch
@@ -128,7 +129,7 @@ class RetrievalMetric(BaseMetric):
         self.results.clear()
         where = {'tmpdir': self.collect_dir} if self.collect_device == 'cpu' else {}
         parts = collect_results(parts, get_world_size(), self.collect_device, **where)
-        merged = [None]
+        merged: list[Any] = [None]
         if is_main_process():
             try:
                 merged = [self._described(merge(parts, size))]
@@ -239,7 +240,7 @@ def _vectors(values: Sequence[Tensor]) -> Tensor:
     return torch.stack(list(values)).detach().float().cpu()
 
 
-def _numbers(values: Sequence[Tensor | int]) -> Tensor:
+def _numbers(values: Sequence[Any]) -> Tensor:
     if isinstance(values[0], Tensor):  # stacked first: one transfer a batch from the device
         return torch.stack([value.reshape(()) for value in values]).cpu().long()
     return torch.tensor(values, dtype=torch.int64)

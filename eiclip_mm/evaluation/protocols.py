@@ -5,6 +5,7 @@ the name of its protocol. ``docs/protocols.md`` says of each what it may be comp
 """
 
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 from .candidates import LEVELS, Candidates
 from .checks import TIES
@@ -49,7 +50,7 @@ class Protocol:
     split_keys: bool = False
     masked: float | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name, allowed in (
             ('views', ('first', 'all')),
             ('captions', ('first', 'all')),
@@ -67,7 +68,7 @@ class Protocol:
                 f'{self.repeats}'
             )
         plain = {f.name: f.default for f in fields(Protocol)}
-        unused = ('queries', 'unit', 'repeats', 'split_keys', 'masked')
+        unused: tuple[str, ...] = ('queries', 'unit', 'repeats', 'split_keys', 'masked')
         if self.candidates is not None:
             unused = ('views', 'captions')
         ignored = [name for name in unused if getattr(self, name) != plain[name]]
@@ -126,7 +127,7 @@ PROTOCOLS = {
     )
 }
 # What the released evaluators do beside, where it changes numbers.
-AS_PUBLISHED = {
+AS_PUBLISHED: dict[str, dict[str, Any]] = {
     '101/fashionbert': dict(split_keys=True),
     '101/kaleido': dict(candidates=Candidates(top_up='others', level='image'), masked=-1 / 16),
     '101/fashionsap': dict(
@@ -136,7 +137,7 @@ AS_PUBLISHED = {
 
 
 def get_protocol(
-    name: str | Protocol, as_published: bool = False, group: str | None = None, **changes
+    name: str | Protocol, as_published: bool = False, group: str | None = None, **changes: Any
 ) -> Protocol:
     """The protocol of that name, changed where asked; a change is added to its name.
 
@@ -175,7 +176,7 @@ def get_protocol(
     return replace(protocol, **dict(name=', '.join([protocol.name, *words])) | changes)
 
 
-def _in_words(field: str, value) -> str:
+def _in_words(field: str, value: Any) -> str:
     """A change as the name of a protocol says it."""
     if field in ('queries', 'same_text'):
         return 'same text' if value is True else f'{"all" if value is None else value} queries'

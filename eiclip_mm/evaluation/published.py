@@ -5,6 +5,7 @@ released code where there is some, and is called inferred in the note where ther
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 from .measures import SUM_KS, sum_recall
 
@@ -31,7 +32,7 @@ class Published:
     mean: float | None = None
     note: str = ''
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if (self.i2t is None) != (self.t2i is None) or (self.i2t is None) == (self.mean is None):
             raise ValueError(
                 f'{self.method}: give both i2t and t2i, or the mean alone, got i2t={self.i2t}, '
@@ -44,10 +45,10 @@ class Published:
         >>> published('full/product')[0].values()
         {'meanR': 66.3}
         """
-        if self.i2t is None:
+        if self.mean is not None:
             return {'meanR': self.mean}
         sides = {
-            name: dict(zip(SUM_KS, recalls, strict=True))
+            name: dict(zip(SUM_KS, recalls or (), strict=True))
             for name, recalls in (('i2t', self.i2t), ('t2i', self.t2i))
         }
         total = sum_recall(**sides)
@@ -55,10 +56,10 @@ class Published:
         return recalls | {'SumR': total, 'meanR': total / 6}
 
 
-POSTER = dict(protocols=('full/first-image',), source='EI-CLIP (CVPR 2022), poster')
+POSTER: dict[str, Any] = dict(protocols=('full/first-image',), source='EI-CLIP (CVPR 2022), poster')
 KALEIDO = 'Kaleido-BERT (CVPR 2021), Table 2'
 FAME = 'FAME-ViL (CVPR 2023), Table 1'
-FAME_FULL = dict(
+FAME_FULL: dict[str, Any] = dict(
     protocols=('full/product',),
     source='FAME-ViL (CVPR 2023), Table 4',
     note='only the mean of the six recalls is printed',

@@ -3,9 +3,10 @@
 import csv
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from .manifest import DIRECTIONS
 from .retrieval import Retrieval
@@ -132,7 +133,7 @@ def to_csv(tables: Sequence[Table]) -> str:
     return file.getvalue()
 
 
-def to_json(tables: Sequence[Table], **more) -> str:
+def to_json(tables: Sequence[Table], **more: Any) -> str:
     """Everything in full precision: the tables and what else is given, e.g. cards and warnings."""
     return json.dumps(
         {'tables': [asdict(table) for table in tables]} | more, indent=1, ensure_ascii=False
@@ -187,12 +188,12 @@ def _blocks(rows: Sequence[Row]) -> list[list[str]]:
     return [kept for block in blocks if (kept := [key for key in block if key in keys])]
 
 
-def _by_k(keys) -> list[str]:
+def _by_k(keys: Iterable[str]) -> list[str]:
     """Keys of recalls or gains by direction, then k."""
     return sorted(keys, key=lambda key: (key[:3], int(key.split('@')[1])))
 
 
-def _cells(table: Table, keys: Sequence[str]):
+def _cells(table: Table, keys: Sequence[str]) -> Iterator[list[str]]:
     """Lines of cells: head, then for each row its values and, where it has them, their bounds."""
     yield ['', *map(_heading, keys)]
     for row in table.rows:
@@ -222,7 +223,7 @@ def _number(key: str, value: float | None) -> str:
 
 def _notes(table: Table) -> list[str]:
     """Sources and notes; rows that share them share a line."""
-    said = {}
+    said: dict[str, list[str]] = {}
     for row in table.rows:
         text = '; '.join(filter(None, [row.source, row.note]))
         if text:

@@ -90,7 +90,7 @@ class Retrieval:
             and ``num_products``.
         """
         check_ks(ks)
-        results = {}
+        results: dict[str, float] = {}
         for direction in DIRECTIONS:
             ranking = getattr(self, direction)
             too_large = [k for k in ks if k > ranking.gallery]
@@ -230,10 +230,10 @@ def _rank_lists(
     query_ids: Tensor,
     gallery: Tensor,
     gallery_ids: Tensor,
-    rows: np.ndarray,
-    listed: np.ndarray,
+    query_rows: np.ndarray,
+    candidates: np.ndarray,
 ) -> Ranking:
-    rows, listed = (torch.from_numpy(x).to(queries.device) for x in (rows, listed))
+    rows, listed = (torch.from_numpy(x).to(queries.device) for x in (query_rows, candidates))
     asked, ids = queries[rows], query_ids[rows]
     if protocol.right == 'pair':
         right = torch.zeros_like(listed, dtype=torch.bool)

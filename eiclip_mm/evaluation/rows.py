@@ -50,7 +50,7 @@ def seed_rows(
     where a seed occurs twice: which of the two is meant cannot be known. Runs that were not asked
     the same have no mean; the row is empty then and its note says why.
     """
-    groups = []
+    groups: list[tuple[tuple, list[Retrieval]]] = []
     for run in runs:
         config, seed = config_and_seed(run.card)
         if config and seed is not None:
@@ -103,7 +103,9 @@ def slice_rows(
     rows = []
     for number, value in enumerate(values.tolist()):
         part = run.of(embeddings.product_id[torch.from_numpy(which == number)])
-        cells = {f'{d}/queries': len(getattr(part, d).product_id) for d in DIRECTIONS}
+        cells: dict[str, float] = {
+            f'{d}/queries': len(getattr(part, d).product_id) for d in DIRECTIONS
+        }
         asked = [d for d in DIRECTIONS if cells[f'{d}/queries']]
         recalls = {d: recall_at(first_ranks(getattr(part, d).ahead), ks) for d in asked}
         cells |= {f'{d}/R@{k}': recall for d in asked for k, recall in recalls[d].items()}

@@ -118,11 +118,12 @@ def compare(
     table = replace(second, sums=second.sums - first.sums)
     low, high = _quantiles(table.resampled(samples, seed), level)
     p = table.p_values(samples, seed)
-    values = [_values(runs, table.names, ks) for runs in (a, b)]
+    of_a, of_b = (_values(runs, table.names, ks) for runs in (a, b))
     return {
         name: Difference(
-            *(v[name] for v in values),
-            values[1][name] - values[0][name],
+            of_a[name],
+            of_b[name],
+            of_b[name] - of_a[name],
             float(low[i]),
             float(high[i]),
             float(p[i]),
@@ -163,7 +164,7 @@ def over_seeds(
     return {name: spreads[name] for name in metrics[0] if name in spreads}
 
 
-def _values(runs: Sequence[Retrieval], names: Sequence[str], ks) -> dict[str, float]:
+def _values(runs: Sequence[Retrieval], names: Sequence[str], ks: Sequence[int]) -> dict[str, float]:
     """Mean over the runs of the measures of these names."""
     metrics = [run.metrics(ks) for run in runs]
     return {name: float(np.mean([m[name] for m in metrics])) for name in names}

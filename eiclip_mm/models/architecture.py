@@ -5,6 +5,7 @@ from collections.abc import Mapping
 
 import open_clip
 import torch
+from open_clip import CLIP, CustomTextCLIP
 from open_clip.factory import resize_pos_embed, resize_text_pos_embed
 from torch import nn
 
@@ -13,7 +14,7 @@ from eiclip_mm.structures import resolve_path
 from .checkpoints import read_towers
 
 
-def create_clip(model: str | Mapping, pretrained: str | None = None) -> nn.Module:
+def create_clip(model: str | Mapping, pretrained: str | None = None) -> CLIP | CustomTextCLIP:
     """The open_clip model; arguments as of ``OpenCLIPTowers``."""
     tags = open_clip.list_pretrained_tags_by_model(model) if isinstance(model, str) else []
     tag = pretrained if pretrained in tags else None
@@ -43,10 +44,11 @@ def text_length(model: str | Mapping) -> int:
 def load_image_trunk(visual: nn.Module, path: str) -> None:
     """Weights of a timm image trunk, in timm's order of tensors."""
     path = resolve_path(path)
-    if not hasattr(visual, 'trunk'):
+    trunk = getattr(visual, 'trunk', None)
+    if trunk is None:
         raise ValueError('image_weights needs a timm image tower; use pretrained for others.')
     given = list(torch.load(path, map_location='cpu', weights_only=True).items())
-    own = visual.trunk.state_dict()
+    own = trunk.state_dict()
     # A classifier's layers may follow the trunk's; names may differ, order and shapes may not.
     wrong = [
         f'{theirs} {tuple(value.shape)} for {ours} {tuple(own[ours].shape)}'
@@ -58,7 +60,7 @@ def load_image_trunk(visual: nn.Module, path: str) -> None:
             f'{path} does not fit the image trunk: it has {len(given)} tensors, the trunk '
             f'{len(own)}; first misfit: {wrong[:1]}.'
         )
-    visual.trunk.load_state_dict(dict(zip(own, (v for _, v in given), strict=False)))
+    trunk.load_state_dict(dict(zip(own, (v for _, v in given), strict=False)))
 
 
 def _needs_quick_gelu(model: str, tag: str) -> bool:
@@ -66,19 +68,18 @@ def _needs_quick_gelu(model: str, tag: str) -> bool:
     return wanted and not open_clip.get_model_config(model).get('quick_gelu', False)
 
 
-def _from_architecture(architecture: dict) -> nn.Module:
+def _from_architecture(architecture: dict) -> CLIP | CustomTextCLIP:
     text_cfg = architecture.get('text_cfg', {})
     custom_text = architecture.pop('custom_text', False)
     if 'hf_model_name' not in text_cfg:
-        kind = open_clip.model.CustomTextCLIP if custom_text else open_clip.model.CLIP
-        return kind(**architecture)
+        return (CustomTextCLIP if custom_text else CLIP)(**architecture)
     for key in ('hf_model_name', 'hf_tokenizer_name'):
         if key in text_cfg:
             text_cfg[key] = resolve_path(text_cfg[key])
-    return open_clip.model.CustomTextCLIP(**architecture)
+    return CustomTextCLIP(**architecture)
 
 
-def _load_towers(clip: nn.Module, path: str) -> None:
+def _load_towers(clip: CLIP | CustomTextCLIP, path: str) -> None:
     path = resolve_path(path)
     state = read_towers(path)
     try:

@@ -4,13 +4,14 @@ import math
 from collections.abc import Callable, Iterable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from .ei_clip import EICLIP
 from .losses import log_prob_of_positives
 
 
 @torch.no_grad()
-def product_features(model: nn.Module, batches: Iterable[dict]) -> dict[str, Tensor]:
+def product_features(model: EICLIP, batches: Iterable[dict]) -> dict[str, Tensor]:
     """Features of products before entities enter.
 
     Args:

@@ -15,55 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from eiclip_mm.registry import MODELS
-from eiclip_mm.structures import UNKNOWN, EntityVocab
+from eiclip_mm.structures import EntityVocab
 
 from .causal_effects import bootstrap_interval, causal_effects, product_features
-
-
-class EntityTable(nn.Module):
-    """Numbers the entities of all types in one row; row 0 is "unknown" for every type.
-
-    Args:
-        vocab: the entities; N in all.
-    """
-
-    def __init__(self, vocab: EntityVocab):
-        super().__init__()
-        sizes = [len(names) for names in vocab.names.values()]
-        first = torch.tensor([sum(sizes[:k]) for k in range(len(sizes))])
-        self.num_rows = sum(sizes) + 1
-        self.sizes = sizes
-        self.register_buffer('first', first, persistent=False)
-
-    def rows(self, entity_ids: Tensor) -> Tensor:
-        """(B, K, M) entity ids -> (B, K, M) rows of the common table."""
-        return torch.where(entity_ids == UNKNOWN, 0, entity_ids + self.first[:, None])
-
-    def share(self, entity_ids: Tensor) -> Tensor:
-        """(B, K, M) share of each known value in its type: a sum of 1, or of 0 if none is known."""
-        known = entity_ids != UNKNOWN  # (B, K, M)
-        return known / known.sum(-1, keepdim=True).clamp(min=1)
-
-    def mean(self, values: Tensor, entity_ids: Tensor, weights: Tensor | float = 1.0) -> Tensor:
-        """Mean of a table's rows over the known values of each type, 0 where none is known.
-
-        Args:
-            values: (N + 1, E) one row an entity.
-            entity_ids: (B, K, M).
-            weights: (B, K, M) factor of each value's row.
-
-        Returns:
-            (B, K, E)
-        """
-        share = self.share(entity_ids) * weights  # (B, K, M)
-        # a bag sums M rows as it reads them; the (B, K, M, E) rows themselves are never held
-        means = F.embedding_bag(
-            self.rows(entity_ids).flatten(0, 1),
-            values,
-            per_sample_weights=share.flatten(0, 1).to(values.dtype),
-            mode='sum',
-        )
-        return means.unflatten(0, entity_ids.shape[:2])
+from .ei_clip import EICLIP
+from .entity_table import EntityTable
 
 
 class CESelector(nn.Module):
@@ -114,6 +70,8 @@ class KeepTypes(CESelector):
         types: the types to keep.
     """
 
+    keep: Tensor
+
     def __init__(self, vocab: EntityVocab, types: Sequence[str]):
         super().__init__(vocab)
         unknown = set(types) - set(vocab.types)
@@ -145,12 +103,10 @@ class GatedCESelector(CESelector):
         super().__init__(vocab)
         self.type_logit = nn.Parameter(torch.full((len(vocab.types),), float(init_logit)))
         self.entity_logit = nn.Parameter(torch.zeros(self.table.num_rows))
-        type_of_row = [0] + [k for k, size in enumerate(self.table.sizes) for _ in range(size)]
-        self.register_buffer('type_of_row', torch.tensor(type_of_row), persistent=False)
 
     def logits(self) -> Tensor:
         """(N + 1,) log α of every entity."""
-        return self.type_logit[self.type_of_row] + self.entity_logit
+        return self.type_logit[self.table.type_of_row] + self.entity_logit
 
     def gates(self) -> Tensor:
         """(N + 1,) gates in [0, 1]: drawn while training, the mean's clamp in evaluation."""
@@ -189,6 +145,8 @@ class EffectCESelector(CESelector):
         confidence: of the interval, in (0, 1).
     """
 
+    weight: Tensor
+
     def __init__(self, vocab: EntityVocab, shrinkage: float = 10.0, confidence: float = 0.95):
         super().__init__(vocab)
         if not 0 < confidence < 1 or shrinkage <= 0:
@@ -204,7 +162,7 @@ class EffectCESelector(CESelector):
         return self.weight[self.table.rows(entity_ids)]
 
     @torch.no_grad()
-    def choose(self, model: nn.Module, batches: Iterable[dict]) -> list[dict]:
+    def choose(self, model: EICLIP, batches: Iterable[dict]) -> list[dict]:
         """Measure the effects on held-out products and choose; see :meth:`select`.
 
         Args:
@@ -245,8 +203,8 @@ class EffectCESelector(CESelector):
         table = []
         for k, type_ in enumerate(self.vocab.types):
             effect, low, high = (x[k].item() for x in (effects.mean(0), lows, highs))
-            first = self.table.first[k].item() + 1
-            in_type = torch.arange(first, first + self.table.sizes[k], device=rows.device)
+            own = self.table.of_type[k]
+            in_type = torch.arange(own.start, own.stop, device=rows.device)
             held = (rows[:, k, :, None] == in_type).any(1).to(effects.dtype)  # (P, N_k)
             count = held.sum(0)  # (N_k,)
             shrunk = (held.T @ effects[:, k] + self.shrinkage * effect) / (count + self.shrinkage)

@@ -76,7 +76,8 @@ def read_towers(path: str | Path) -> dict[str, Tensor]:
 
 def from_hugging_face(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Rename a transformers ``CLIPModel`` state dict to open_clip's names and layouts."""
-    converted, attention = {}, {}
+    converted: dict[str, Tensor] = {}
+    attention: dict[str, dict[str, Tensor]] = {}
     for key, value in state.items():
         if key.endswith('position_ids'):
             continue

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from eiclip_mm.registry import MODELS
 from eiclip_mm.structures import UNKNOWN, EntityVocab
 
-from .ce_selector import EntityTable
+from .entity_table import EntityTable
 from .losses import mean_over_processes, sum_over_processes
 
 PRIORS = ('uniform', 'frequency', 'learned')
@@ -55,6 +55,9 @@ class EALearner(nn.Module):
             this number; beyond it, so many are drawn from the prior.
         classify: build the heads of :meth:`entity_loss`.
     """
+
+    general: Tensor
+    fixed_prior: Tensor
 
     def __init__(
         self,
@@ -91,8 +94,6 @@ class EALearner(nn.Module):
         self.unknown = nn.Parameter(torch.zeros(num_types, dim))
         if prior == 'learned':
             self.prior_logit = nn.Parameter(torch.zeros(num_types, self.num_senses))
-            types = torch.arange(num_types).repeat_interleave(torch.tensor(self.table.sizes))
-            self.register_buffer('type_of_row', F.pad(types, (1, 0)), persistent=False)
         else:
             self.register_buffer('fixed_prior', self._fixed_prior(vocab), persistent=False)
         hidden_dim = hidden_dim or 2 * dim
@@ -110,8 +111,8 @@ class EALearner(nn.Module):
         if self.prior == 'uniform' or not len(self.general) or not num_learned:
             return uniform
         counts = [0] + [n for counts in vocab.counts.values() for n in counts]
-        counts = torch.tensor(counts, dtype=torch.float32)
-        learned = counts / (counts + 10)  # (N + 1,)
+        seen = torch.tensor(counts, dtype=torch.float32)
+        learned = seen / (seen + 10)  # (N + 1,)
         return torch.stack([1 - learned] + [learned / num_learned] * num_learned, dim=1)
 
     @torch.no_grad()
@@ -196,7 +197,7 @@ class EALearner(nn.Module):
     def _priors(self) -> Tensor:
         """(N + 1, S) P(b | a) of every entity; the row of "unknown" counts nowhere."""
         if self.prior == 'learned':
-            return self.prior_logit.softmax(-1)[self.type_of_row]
+            return self.prior_logit.softmax(-1)[self.table.type_of_row]
         return self.fixed_prior
 
     def _fuse(self, text: Tensor, sense: Tensor, entity_ids: Tensor, weights: Tensor) -> Tensor:
@@ -223,8 +224,8 @@ class EALearner(nn.Module):
         table = (self.learned if len(self.learned) else self.general)[-1]
         loss = image.new_zeros(())
         for k, head in enumerate(self.heads):
-            first = self.table.first[k] + 1
-            classes = table[first : first + self.table.sizes[k]]  # (N_k, D)
+            rows = self.table.of_type[k]
+            classes = table[rows.start : rows.stop]  # (N_k, D)
             log_prob = (head(image) @ classes.T).float().log_softmax(-1)  # (B, N_k)
             known = entity_ids[:, k] != UNKNOWN  # (B, M)
             values = log_prob.gather(1, (entity_ids[:, k] - 1).clamp(min=0)) * known  # (B, M)

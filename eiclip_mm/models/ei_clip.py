@@ -7,6 +7,8 @@ are ours where their files say so.
 """
 
 import json
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +17,8 @@ from torch import Tensor
 
 from eiclip_mm.registry import MODELS, TOKENIZER
 from eiclip_mm.structures import EntityVocab
+
+MODES = ('loss', 'predict', 'tensor')
 
 
 @MODELS.register_module()
@@ -28,7 +32,7 @@ class OpenCLIP(BaseModel):
         **kwargs: of ``mmengine.model.BaseModel``.
     """
 
-    def __init__(self, towers: dict, tokenizer: dict, loss: dict | None = None, **kwargs):
+    def __init__(self, towers: dict, tokenizer: dict, loss: dict | None = None, **kwargs: Any):
         super().__init__(**kwargs)
         self.tokenizer = TOKENIZER.build(tokenizer)
         self.towers = MODELS.build(towers)
@@ -43,7 +47,9 @@ class OpenCLIP(BaseModel):
         """What the entity ids mean."""
         return self.tokenizer.vocab
 
-    def forward(self, image: Tensor, text: Tensor, entity_ids: Tensor, mode='tensor', **ids):
+    def forward(
+        self, image: Tensor, text: Tensor, entity_ids: Tensor, mode: str = 'tensor', **ids: Tensor
+    ) -> dict[str, Tensor] | list[dict]:
         """One of mmengine's three modes.
 
         Args:
@@ -52,7 +58,12 @@ class OpenCLIP(BaseModel):
             entity_ids: (B, K, M).
             mode: ``'loss'``, ``'predict'`` (a dict a product, for metrics) or ``'tensor'``.
             **ids: ``product_id, text_id, view, caption, sample_idx``, each (B,).
+
+        Raises:
+            ValueError: another mode.
         """
+        if mode not in MODES:
+            raise ValueError(f'mode={mode!r} is not known; choose one of {MODES}.')
         if mode == 'loss':
             return self.losses(self.encode_image(image), text, entity_ids, ids)
         embeddings = dict(
@@ -128,7 +139,7 @@ class EICLIP(OpenCLIP):
         learner: dict,
         entity_loss_weight: float = 0.1,
         gate_price: float = 0.1,
-        **kwargs,
+        **kwargs: Any,
     ):
         super().__init__(towers, tokenizer, **kwargs)
         self.entity_loss_weight, self.gate_price = entity_loss_weight, gate_price
@@ -151,14 +162,9 @@ class EICLIP(OpenCLIP):
     @torch.no_grad()
     @torch.compiler.set_stance('force_eager')  # else towers are compiled for names, on the CPU
     def _set_general_sense(self) -> None:
-        names = torch.from_numpy(self.tokenizer.encode_names())  # (N, L)
         self.towers.eval()
-        features = []
-        for part in names.split(256):  # names are short: most of L is padding
-            last = (part == self.tokenizer.subwords.end).int().argmax(1).max()
-            features.append(self.towers.encode_text(part[:, : last + 1]))
+        self.learner.set_general_sense(read_names(self.tokenizer, self.towers.encode_text))
         self.towers.train()
-        self.learner.set_general_sense(torch.cat(features))
 
     def encode_product(self, text: Tensor, entity_ids: Tensor) -> Tensor:
         """(B, D) unit length: one vector, so that products can be indexed."""
@@ -185,6 +191,16 @@ class EICLIP(OpenCLIP):
         if (penalty := self.selector.penalty()) is not None:
             losses['loss_gate'] = self.gate_price * penalty
         return losses
+
+
+def read_names(tokenizer: Any, read: Callable[[Tensor], Tensor]) -> Tensor:
+    """(N, F) what ``read``, token ids (n, L') -> (n, F), makes of every entity's bare name."""
+    names = torch.from_numpy(tokenizer.encode_names())  # (N, L)
+    features = []
+    for part in names.split(256):  # names are short: most of L is padding
+        last = (part == tokenizer.subwords.end).int().argmax(1).max()
+        features.append(read(part[:, : last + 1]))
+    return torch.cat(features)
 
 
 def unbatch(**columns: Tensor) -> list[dict]:

@@ -106,7 +106,8 @@ def add_lora(
 def merge_lora(module: nn.Module) -> nn.Module:
     """The same model with plain weights W' and plain names; its outputs are equal."""
     for part in list(module.modules()):
-        for name in list(getattr(part, 'parametrizations', ())):
-            if isinstance(part.parametrizations[name][0], LowRank):
+        adapted = getattr(part, 'parametrizations', {})
+        for name in list(adapted):
+            if isinstance(adapted[name][0], LowRank):
                 parametrize.remove_parametrizations(part, name, leave_parametrized=True)
     return module

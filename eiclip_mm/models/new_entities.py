@@ -11,6 +11,7 @@ entity is measured in docs/experiments.md.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,9 +19,10 @@ from torch import Tensor, nn
 
 from eiclip_mm.structures import EntityVocab
 
-from .ce_selector import CESelector, EffectCESelector, EntityTable, GatedCESelector
+from .ce_selector import CESelector, EffectCESelector, GatedCESelector
 from .ea_learner import EALearner
-from .ei_clip import EICLIP
+from .ei_clip import EICLIP, read_names
+from .entity_table import EntityTable
 
 STRENGTHS = [10.0**power for power in range(-6, 3)]  # of ridge, times the largest squared size
 
@@ -51,7 +53,7 @@ def extended(vocab: EntityVocab, names: Mapping[str, Sequence[str]]) -> EntityVo
 
 
 @torch.no_grad()
-def add_entities(model: EICLIP, tokenizer, photos: Tensor | None = None) -> None:
+def add_entities(model: EICLIP, tokenizer: Any, photos: Tensor | None = None) -> None:
     """Give ``model``, in place, the entities that ``tokenizer`` has and its own lacks.
 
     An optimiser made before knows nothing of the new tables: make it afterwards. A checkpoint saved
@@ -92,7 +94,7 @@ def add_entities(model: EICLIP, tokenizer, photos: Tensor | None = None) -> None
 
 
 @torch.no_grad()
-def drop_entities(model: EICLIP, tokenizer) -> None:
+def drop_entities(model: EICLIP, tokenizer: Any) -> None:
     """The inverse: leave out, in place, the entities that ``tokenizer`` lacks.
 
     Args:
@@ -111,10 +113,10 @@ def drop_entities(model: EICLIP, tokenizer) -> None:
             f'has types {vocab.types} and new names {new[:5]}.'
         )
     _check_selector(selector)
-    first = EntityTable(model.vocab).first.tolist()
     kept = [0]
-    for start, (type_, names) in zip(first, vocab.names.items(), strict=True):
-        kept += [start + model.vocab.id(type_, name) for name in names]
+    for type_, names in vocab.names.items():
+        rows = model.vocab.rows(type_)
+        kept += [rows[model.vocab.id(type_, name) - 1] for name in names]
     learner.general = learner.general[:, kept]
     learner.learned = nn.Parameter(learner.learned[:, kept], learner.learned.requires_grad)
     if isinstance(selector, GatedCESelector):
@@ -148,14 +150,16 @@ def regressed(x: Tensor, y: Tensor, new: Tensor) -> Tensor:
     return ((new - mean) @ right.T @ (chosen[:, None] * target) + middle).to(y)
 
 
-def _learned(table: Tensor, vocab: EntityVocab, kept: Tensor, added: Tensor, photos: Tensor):
+def _learned(
+    table: Tensor, vocab: EntityVocab, kept: Tensor, added: Tensor, photos: Tensor
+) -> Tensor:
     """(S', n, D) learned senses of new entities: what those of their type are, as photos tell."""
     start = table.new_empty(len(table), len(added), table.shape[-1])
-    row = torch.full((kept.max().item() + len(added) + 1,), -1)
+    row = torch.full((int(kept.max()) + len(added) + 1,), -1)
     row[kept] = torch.arange(len(kept))  # of the old table
     seen = ~photos.isnan().any(1)
-    ends = torch.tensor([len(names) for names in vocab.names.values()]).cumsum(0)
-    for own in torch.arange(1, len(photos) + 1).tensor_split(ends[:-1]):
+    for rows in EntityTable(vocab).of_type:
+        own = torch.arange(rows.start, rows.stop)
         old, new = own[row[own] >= 0], torch.isin(added, own)
         for sense, values in zip(start, table, strict=True):
             sense[new] = values[row[old]].mean(0)
@@ -171,7 +175,7 @@ def _stacked(rows: Sequence[Tensor], like: Tensor) -> Tensor:
     return torch.stack(list(rows)) if rows else like[:, :0].new_zeros(0, 1, like.shape[-1])
 
 
-def _check(model: EICLIP, tokenizer) -> None:
+def _check(model: EICLIP, tokenizer: Any) -> None:
     old, new = model.vocab, tokenizer.vocab
     if new.types != old.types or any(
         new.names[t][: len(own)] != own for t, own in old.names.items()
@@ -204,27 +208,22 @@ def _check_selector(selector: CESelector) -> None:
 
 def _rows(old: EntityVocab, new: EntityVocab) -> tuple[Tensor, Tensor]:
     """Rows of the new table: (N + 1,) of what the old one has, in its order; (n,) of the rest."""
-    first = EntityTable(new).first.tolist()
-    kept, added = [0], []
-    for start, type_ in zip(first, new.types, strict=True):
-        known, now = len(old.names[type_]), len(new.names[type_])
-        kept += range(start + 1, start + known + 1)
-        added += range(start + known + 1, start + now + 1)
+    kept, added = [0], list[int]()
+    for type_, known in old.names.items():
+        rows = new.rows(type_)
+        kept += rows[: len(known)]
+        added += rows[len(known) :]
     return torch.tensor(kept), torch.tensor(added, dtype=torch.int64)
 
 
-def _name_features(model: EICLIP, tokenizer) -> Tensor:
+def _name_features(model: EICLIP, tokenizer: Any) -> Tensor:
     """(N, F) what the text tower's trunk makes of every name."""
     training = model.training
     model.eval()
     device = model.learner.learned.device
-    names = torch.from_numpy(tokenizer.encode_names())  # (N, L)
-    features = []
-    for part in names.split(256):  # names are short: most of L is padding
-        last = (part == tokenizer.subwords.end).int().argmax(1).max()
-        features.append(model.towers.text_trunk(part[:, : last + 1].to(device)))
+    features = read_names(tokenizer, lambda part: model.towers.text_trunk(part.to(device)))
     model.train(training)
-    return torch.cat(features)
+    return features
 
 
 def _grown(table: Tensor, kept: Tensor, added: Tensor, start: Tensor | float) -> Tensor:
@@ -241,23 +240,18 @@ def _grow_selector(selector: CESelector, vocab: EntityVocab, kept: Tensor, added
         selector.entity_logit = nn.Parameter(logit, selector.entity_logit.requires_grad)
     elif isinstance(selector, EffectCESelector):
         weight = _grown(selector.weight[:, None], kept, added, 0.0)[:, 0]
-        rows = torch.arange(1, len(weight), device=weight.device)
-        for own in rows.split([len(names) for names in vocab.names.values()]):
+        for rows in EntityTable(vocab).of_type:
+            own = torch.arange(rows.start, rows.stop)
             # An entity that was not measured counts as its type, which is kept if any of it is.
-            new = own[torch.isin(own, added.to(own.device))]
-            weight[new] = weight[own].max()
+            weight[own[torch.isin(own, added)]] = weight[own].max()
         selector.weight = weight
     selector.vocab = vocab
     _renumber(selector, vocab)
 
 
 def _renumber(module: CESelector | EALearner, vocab: EntityVocab) -> None:
-    """Tables that say which row is whose, made anew for the vocabulary."""
+    """What says which row is whose, made anew for the vocabulary."""
     device = module.table.first.device
     module.table = EntityTable(vocab).to(device)
-    sizes = torch.tensor([0, *module.table.sizes])[1:]
-    if hasattr(module, 'type_of_row'):
-        types = torch.arange(len(sizes)).repeat_interleave(sizes)
-        module.type_of_row = F.pad(types, (1, 0)).to(device)
-    if hasattr(module, 'fixed_prior'):
+    if isinstance(module, EALearner) and module.prior != 'learned':
         module.fixed_prior = module._fixed_prior(vocab).to(device)

@@ -1,10 +1,13 @@
 """The text tower of any open_clip model: texts of any length, freezing, added tokens."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from open_clip.transformer import text_global_pool
+from open_clip import CLIP, CustomTextCLIP
+from open_clip.hf_model import HFTextEncoder
+from open_clip.transformer import TextTransformer, text_global_pool
 from torch import Tensor, nn
 
 FLAT_PARTS = (
@@ -12,13 +15,13 @@ FLAT_PARTS = (
 )  # fmt: skip
 
 
-def hugging_face(clip: nn.Module) -> nn.Module | None:
+def hugging_face(clip: CLIP | CustomTextCLIP) -> Any | None:
     """The Hugging Face text model, if the text tower is one."""
     transformer = getattr(getattr(clip, 'text', None), 'transformer', None)
     return transformer if hasattr(transformer, 'get_input_embeddings') else None
 
 
-def trunk_module(clip: nn.Module) -> nn.Module:
+def trunk_module(clip: CLIP | CustomTextCLIP) -> nn.Module:
     """The weights behind :func:`trunk_features`."""
     if (model := hugging_face(clip)) is not None:
         return nn.ModuleList([model, clip.text.pooler])
@@ -31,7 +34,7 @@ def trunk_module(clip: nn.Module) -> nn.Module:
     return trunk
 
 
-def trunk_features(clip: nn.Module, text: Tensor, length: int, pad: int = 0) -> Tensor:
+def trunk_features(clip: CLIP | CustomTextCLIP, text: Tensor, length: int, pad: int = 0) -> Tensor:
     """All of the text tower that can be frozen, on texts that may be cut shorter than L.
 
     Args:
@@ -53,7 +56,7 @@ def trunk_features(clip: nn.Module, text: Tensor, length: int, pad: int = 0) -> 
     return clip.encode_text(F.pad(text, (0, missing), value=pad))
 
 
-def _hugging_face_features(tower: nn.Module, text: Tensor, length: int) -> Tensor:
+def _hugging_face_features(tower: HFTextEncoder, text: Tensor, length: int) -> Tensor:
     pad = tower.config.pad_token_id
     # Nothing attends to padding, so what all rows pad is left out; on an accelerator int() would
     # wait for the device, and texts narrower than L have been cut already.
@@ -63,14 +66,14 @@ def _hugging_face_features(tower: nn.Module, text: Tensor, length: int) -> Tenso
     return tower.pooler(tower.transformer(input_ids=text, attention_mask=mask), mask)
 
 
-def _ends_at_the_end_token(tower: nn.Module) -> bool:
+def _ends_at_the_end_token(tower: CLIP | TextTransformer) -> bool:
     """Whether nothing after the end token can reach the output."""
     pool = getattr(tower, 'text_pool_type', None) or tower.pool_type
     causal = tower.attn_mask is not None and getattr(tower, 'cls_emb', None) is None
     return causal and pool in ('argmax', 'eos')
 
 
-def _causal_features(tower: nn.Module, text: Tensor) -> Tensor:
+def _causal_features(tower: CLIP | TextTransformer, text: Tensor) -> Tensor:
     """open_clip's ``encode_text``, which takes the full L only, with position and mask cut."""
     flat = hasattr(tower, 'text_pool_type')
     pool, end = (
@@ -87,7 +90,7 @@ def _causal_features(tower: nn.Module, text: Tensor) -> Tensor:
     return projection(x) if isinstance(projection, nn.Module) else x @ projection
 
 
-def lock_text(clip: nn.Module, unlocked: int) -> None:
+def lock_text(clip: CLIP | CustomTextCLIP, unlocked: int) -> None:
     """Freeze the text tower but for its last ``unlocked`` layers."""
     model = hugging_face(clip)
     if model is None:
@@ -105,7 +108,7 @@ def lock_text(clip: nn.Module, unlocked: int) -> None:
         layer.requires_grad_(True)
 
 
-def pool_at(clip: nn.Module, end: int) -> None:
+def pool_at(clip: CLIP | CustomTextCLIP, end: int) -> None:
     """Let a tower that pools at the largest id of a text pool at the end token's."""
     text = getattr(clip, 'text', clip)
     if hasattr(text, 'text_pool_type'):
@@ -115,7 +118,9 @@ def pool_at(clip: nn.Module, end: int) -> None:
         text.pool_type, text.eos_id = 'eos', end
 
 
-def add_tokens(clip: nn.Module, first: int, extra_tokens: Sequence[Sequence[int]]) -> None:
+def add_tokens(
+    clip: CLIP | CustomTextCLIP, first: int, extra_tokens: Sequence[Sequence[int]]
+) -> None:
     """Rows of the token table beyond ``first``, each the mean of its sub-words' rows."""
     model, text = hugging_face(clip), getattr(clip, 'text', clip)
     if model is not None:

@@ -20,6 +20,7 @@ that hold some of the rows, are ours.
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -71,7 +72,16 @@ class _LogProbs(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x, y, scale, x_ids, y_ids, tile, shared):
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        y: Tensor,
+        scale: Tensor,
+        x_ids: Tensor,
+        y_ids: Tensor,
+        tile: int,
+        shared: bool,
+    ) -> tuple[Tensor, ...]:
         rows = x.new_full((2, len(x)), -torch.inf, dtype=torch.float64)
         columns = y.new_full((2, len(y)), -torch.inf, dtype=torch.float64)
         for r, c, scores, spare, i, j in _tiles(x, y, scale, x_ids, y_ids, tile):
@@ -87,7 +97,7 @@ class _LogProbs(torch.autograd.Function):
         return tuple((m[1] - m[0]).mul_(math.log(2)).to(x.dtype) for m in (rows, columns))
 
     @staticmethod
-    def backward(ctx, of_rows, of_columns):
+    def backward(ctx: Any, of_rows: Tensor, of_columns: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():  # otherwise they would be zero in silence
             raise RuntimeError(
                 'the loss in tiles has no second derivatives; call backward without create_graph, '

@@ -3,7 +3,7 @@
 The words around the data are in ``browse_page.html``. Source: ours.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from .product import hues, marked, photo_uri, render
@@ -48,7 +48,7 @@ class ReadText:
     entities: Sequence[Named]
 
     @property
-    def pieces(self):
+    def pieces(self) -> Iterator[tuple[str, Sequence[str]]]:
         """The text, cut at its mentions."""
         return marked(self.text, self.mentions)
 

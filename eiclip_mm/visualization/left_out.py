@@ -3,9 +3,10 @@
 Exact, not estimated: the text is read and embedded again without it, CE-Selector weighing anew.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,7 +37,7 @@ class LeftOut:
     start: int | None = None
 
 
-def left_out(encoder, product, image: Tensor) -> tuple[float, list[LeftOut]]:
+def left_out(encoder: Any, product: Any, image: Tensor) -> tuple[float, list[LeftOut]]:
     """The cosine of a photo and a product, and by how much each part of the product raises it.
 
     Args:
@@ -61,7 +62,7 @@ def left_out(encoder, product, image: Tensor) -> tuple[float, list[LeftOut]]:
     return float(cosine[0]), found
 
 
-def _parts(tokenizer, reading, ids: Tensor) -> Iterator[tuple[dict, str, Tensor]]:
+def _parts(tokenizer: Any, reading: Any, ids: Tensor) -> Iterator[tuple[dict, str, Tensor]]:
     """What can be left out: what it is, the text without it, the entity ids without it."""
     text, mentions = reading.text, tokenizer.matcher.find(reading.text)
     for start, end in _units(tokenizer.mention, text, mentions):
@@ -82,7 +83,7 @@ def _parts(tokenizer, reading, ids: Tensor) -> Iterator[tuple[dict, str, Tensor]
         yield dict(kind='entities', name='all entities'), text, torch.zeros_like(ids)
 
 
-def _units(mention: str, text: str, mentions) -> Iterator[tuple[int, int]]:
+def _units(mention: str, text: str, mentions: Sequence) -> Iterator[tuple[int, int]]:
     """Words by their characters; where mentions are tokens of their own, each whole mention."""
     whole = [] if mention == 'keep' else [(m.start, m.end) for m in mentions]
     inside = np.zeros(len(text), dtype=bool)
@@ -103,7 +104,7 @@ def _without(text: str, spans: list[tuple[int, int]]) -> str:
     return clean_text(text)
 
 
-def _texts(tokenizer, texts: list[str]) -> Tensor:
+def _texts(tokenizer: Any, texts: list[str]) -> Tensor:
     """(T, L) token ids of texts that are composed already."""
     whole = copy(tokenizer)
     whole.fields = ('text',)

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -88,7 +89,7 @@ def hues(types: Iterable[str]) -> dict[str, int]:
     return {type_: round(number * HUE % 360) for number, type_ in enumerate(sorted(types))}
 
 
-def render(template: str, **values) -> str:
+def render(template: str, **values: Any) -> str:
     """A page of this folder's templates: no script, nothing from outside, all text escaped."""
     # Texts come from shops: whatever is put into a template is escaped.
     environment = Environment(

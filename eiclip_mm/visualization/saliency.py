@@ -10,6 +10,7 @@ pytorch-grad-cam offer more methods; this one needs a hook and ten lines.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -86,8 +87,8 @@ def _as_map(visual: nn.Module, x: Tensor, size: Sequence[int]) -> Tensor:
         return x.permute(2, 0, 1) if x.shape[2] > x.shape[1] else x  # Swin: channels last
     x = x[0] if x.shape[0] == 1 else x[:, 0]
     trunk = getattr(visual, 'trunk', None)
-    patch = visual.patch_size if trunk is None else trunk.patch_embed.patch_size
-    rows, columns = (pixels // side for pixels, side in zip(size, patch, strict=True))
+    owner: Any = visual if trunk is None else trunk.patch_embed
+    rows, columns = (pixels // side for pixels, side in zip(size, owner.patch_size, strict=True))
     return x[-rows * columns :].T.reshape(-1, rows, columns)
 
 

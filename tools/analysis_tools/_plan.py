@@ -16,6 +16,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the tools run th
 
 from _runs import CORES, best_checkpoint, check_start, draw_mini, make_start, run
 
+from eiclip_mm.utils import load_config
+
 SUFFIXES = dict(products='products', mini='fashiongen_mini', fashiongen='fashiongen')
 ROWS = {
     1: 'configs/baselines/clip-zeroshot',
@@ -45,7 +47,7 @@ class Entry:
     @cached_property
     def cfg(self) -> Config:
         """The config, resolved."""
-        return Config.fromfile(self.config)
+        return load_config(self.config)
 
     @property
     def trained(self) -> bool:

@@ -76,8 +76,8 @@ def sense_of(
 def names_as(model: OpenCLIP, type_: str, entities: bool = False) -> Tensor:
     """(N_k, D) the bare names of a type, as texts alone or as entities, too."""
     vocab, k = model.vocab, model.vocab.types.index(type_)
-    first = sum(len(vocab.names[t]) for t in vocab.types[:k])
-    text = torch.from_numpy(model.tokenizer.encode_names())[first : first + len(vocab.names[type_])]
+    rows = vocab.rows(type_)  # names have no row of "unknown"
+    text = torch.from_numpy(model.tokenizer.encode_names())[rows.start - 1 : rows.stop - 1]
     ids = torch.zeros(len(text), len(vocab.types), model.tokenizer.max_values, dtype=torch.int64)
     if entities:
         ids[:, k, 0] = torch.arange(1, len(text) + 1)

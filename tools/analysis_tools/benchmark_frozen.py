@@ -1,6 +1,6 @@
 """Training steps of EI-CLIP on frozen towers: computed each time, or from cached features.
 
-python tools/analysis_tools/benchmark_frozen.py [--model ViT-B-32-quickgelu --batch 1024]
+python tools/analysis_tools/benchmark_frozen.py [--model ViT-B-32-quickgelu --batch-size 1024]
 
 ``trunks`` runs both frozen towers in every step (of 32 products by default, for it is slow), on
 pixels and texts in memory. ``features`` makes the same step from features in memory, ``loader``
@@ -25,7 +25,7 @@ def parse_args() -> argparse.Namespace:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--model', default='ViT-B-32-quickgelu', help='of open_clip')
-    parser.add_argument('--batch', type=int, default=1024, help='of features and loader')
+    parser.add_argument('--batch-size', type=int, default=1024, help='of features and loader')
     parser.add_argument('--trunk-batch', type=int, default=32, help='of trunks')
     parser.add_argument('--steps', type=int, default=4, help='measured; of trunks one')
     add_options(parser, WAYS, repeats=1)
@@ -50,7 +50,7 @@ def measure(way: str, args: argparse.Namespace) -> dict:
     """Resources of some steps after one that is not counted."""
     import eiclip_mm.engine  # noqa: F401  so that imports are not measured
 
-    steps, batch = (1, args.trunk_batch) if way == 'trunks' else (args.steps, args.batch)
+    steps, batch = (1, args.trunk_batch) if way == 'trunks' else (args.steps, args.batch_size)
     model, dataset, wrapper = build(args, (steps + 1) * batch)
     batches = loaded(dataset, batch) if way == 'loader' else drawn(way, model, dataset, batch, args)
     model.train_step(next(batches), wrapper)

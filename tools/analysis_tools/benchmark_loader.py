@@ -29,7 +29,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from eiclip_mm.datasets import FashionGen, stack_products
-from eiclip_mm.datasets.packed import PackWriter
+from eiclip_mm.datasets.pack_writer import PackWriter
 from eiclip_mm.datasets.synthetic import FILES, write_mini_fashiongen
 from eiclip_mm.structures import EntityVocab
 

@@ -1,6 +1,6 @@
 """Time and memory of the contrastive loss, forward and backward, beside open_clip's ClipLoss.
 
-python tools/analysis_tools/benchmark_loss.py [--batch 1024 4096 16384]
+python tools/analysis_tools/benchmark_loss.py [--batch-size 1024 4096 16384]
 
 Each way and batch runs in a process of its own, the ways in turn. Memory is the peak beyond the
 vectors, so that their gradients are counted. A batch up to 4,096 is taken three times after one to
@@ -25,7 +25,7 @@ WAYS = ('open_clip', 'plain', 'tiled', 'processes', 'siglip')
 def parse_args() -> argparse.Namespace:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--batch', type=int, nargs='+', default=[1024, 4096, 16384])
+    parser.add_argument('--batch-size', type=int, nargs='+', default=[1024, 4096, 16384])
     parser.add_argument('--dim', type=int, default=512)
     parser.add_argument('--noise', type=float, default=0.15, help='of the images around the texts')
     parser.add_argument('--scale', type=float, default=100.0, help='inverse temperature')
@@ -38,8 +38,8 @@ def main() -> None:
     """Run every way in turn and print one table a batch size."""
     args = parse_args()
     ways = {way: partial(measure, globals()[f'make_{way}']) for way in WAYS if way != 'processes'}
-    for batch in args.batch:
-        rows = run(ways | dict(processes=measure_processes), args, '--batch', str(batch))
+    for batch in args.batch_size:
+        rows = run(ways | dict(processes=measure_processes), args, '--batch-size', str(batch))
         base = rows.get('open_clip', {}).get('cpu')
         columns = {
             'CPU-s': lambda row: f'{row["cpu"]:.3f}',
@@ -54,7 +54,7 @@ def main() -> None:
 
 def leaves(args: argparse.Namespace) -> list[torch.Tensor]:
     """Images and texts (B, D) and the log of the scale, with gradients."""
-    (batch,) = args.batch
+    (batch,) = args.batch_size
     generator = torch.Generator().manual_seed(0)
     text = F.normalize(torch.randn(batch, args.dim, generator=generator), dim=1)
     image = torch.randn(batch, args.dim, generator=generator).mul_(args.noise).add_(text)

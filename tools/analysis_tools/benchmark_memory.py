@@ -1,6 +1,6 @@
 """Memory and time of one training step, plain and with the settings that save memory.
 
-python tools/analysis_tools/benchmark_memory.py [--batch 128 --micro 16 --model ViT-B-32]
+python tools/analysis_tools/benchmark_memory.py [--batch-size 128 --micro-batch 16 --model ViT-B-32]
 
 Each way runs in a process of its own. Both towers of random weights, noise for photos and texts,
 the contrastive loss, its gradient, no optimiser step. Memory is the peak beyond weights and batch,
@@ -26,8 +26,8 @@ def parse_args() -> argparse.Namespace:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--model', default='ViT-B-32')
-    parser.add_argument('--batch', type=int, default=64)
-    parser.add_argument('--micro', type=int, default=16, help='pairs of a micro-batch')
+    parser.add_argument('--batch-size', type=int, default=64)
+    parser.add_argument('--micro-batch', type=int, default=16, help='pairs of a micro-batch')
     parser.add_argument('--size', type=int, default=224, help='pixels a side')
     parser.add_argument('--bf16', action='store_true', help='under bfloat16 autocast')
     add_options(parser, list(WAYS), repeats=1)
@@ -40,8 +40,8 @@ def main() -> None:
     found = run({way: step_of(changes) for way, changes in WAYS.items()}, args)
     kind = 'bfloat16' if args.bf16 else 'float32'
     print(
-        f'{args.model}, batch {args.batch} in micro-batches of {args.micro}, {args.size} px, '
-        f'{kind}, {args.device}, median of {args.repeats}\n'
+        f'{args.model}, batch {args.batch_size} in micro-batches of {args.micro_batch}, '
+        f'{args.size} px, {kind}, {args.device}, median of {args.repeats}\n'
     )
     plain = found.get('plain')
     clock = 'cpu' if args.device == 'cpu' else 'wall'
@@ -66,11 +66,11 @@ def step_of(changes: dict):
         torch.manual_seed(0)
         settings = dict(changes)
         if settings.pop('micro_batch', False):
-            settings['micro_batch'] = args.micro
+            settings['micro_batch'] = args.micro_batch
         towers = OpenCLIPTowers(args.model, **settings).to(args.device).train()
         loss_of = InfoNCE()
         image, text = noise(args, towers.length)
-        ids = torch.arange(args.batch, device=args.device)
+        ids = torch.arange(args.batch_size, device=args.device)
         step(towers, loss_of, image[:2], text[:2], ids[:2], args)  # what is made once
         towers.zero_grad()
         with Meter(args.device) as used:
@@ -86,9 +86,9 @@ def noise(args: argparse.Namespace, length: int) -> tuple[torch.Tensor, torch.Te
     """(B, 3, size, size) uint8 and (B, L) token ids that end with CLIP's end token."""
     generator = torch.Generator().manual_seed(0)
     image = torch.randint(
-        256, (args.batch, 3, args.size, args.size), generator=generator, dtype=torch.uint8
+        256, (args.batch_size, 3, args.size, args.size), generator=generator, dtype=torch.uint8
     )
-    text = torch.randint(1, 49406, (args.batch, length), generator=generator)
+    text = torch.randint(1, 49406, (args.batch_size, length), generator=generator)
     text[:, -1] = 49407
     return image.to(args.device), text.to(args.device)
 

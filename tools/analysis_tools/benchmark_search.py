@@ -47,7 +47,7 @@ MODULES = {'qdrant-edge-py': 'qdrant_edge', 'faiss-cpu': 'faiss'}  # where the n
 
 
 @dataclass(frozen=True)
-class Catalogue:
+class Made:
     """(P, D) vectors and what is known of each product; queries and what each is narrowed to."""
 
     vectors: np.ndarray
@@ -130,7 +130,7 @@ def module_of(package: str) -> str:
     return MODULES.get(package, package.replace('-', '_'))
 
 
-def draw(items: int, dim: int, queries: int) -> Catalogue:
+def draw(items: int, dim: int, queries: int) -> Made:
     """See the top of the file."""
     rng = np.random.default_rng(0)
     centres = unit(rng.normal(size=(1000, dim)).astype(np.float32))
@@ -147,7 +147,7 @@ def draw(items: int, dim: int, queries: int) -> Catalogue:
     price = rng.lognormal(3.5, 0.8, items).round(2)
     low, high = np.quantile(price, (0.4, 0.5)).round(2).tolist()
     counts = np.bincount(brand, minlength=2000)
-    return Catalogue(
+    return Made(
         vectors=vectors,
         category=of % 50,
         brand=brand,
@@ -184,7 +184,7 @@ def measure(way: Callable, args: argparse.Namespace) -> dict:
         return found | dict(mb=size() / 1e6)
 
 
-def ask(search: Callable, catalogue: Catalogue, asked: str) -> tuple[float, float]:
+def ask(search: Callable, catalogue: Made, asked: str) -> tuple[float, float]:
     """Recall and ms of one kind of question."""
     recalls, times = [], []
     for i, query in enumerate(catalogue.queries):

@@ -1,6 +1,6 @@
 """Training steps of EI-CLIP, of plain CLIP and of open_clip's own training loop, side by side.
 
-python tools/analysis_tools/benchmark_step.py [--batch 64 --model ViT-B-32-quickgelu]
+python tools/analysis_tools/benchmark_step.py [--batch-size 64 --model ViT-B-32-quickgelu]
 
 All three train the same towers (random weights, bfloat16 autocast) on the same drawn photos and
 texts, loading included: open_clip through its ``train_one_epoch``, ``ClipLoss`` and image
@@ -31,6 +31,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from eiclip_mm.datasets.synthetic import FILES, write_mini_fashiongen
 from eiclip_mm.registry import DATA_SAMPLERS, HOOKS, MODELS
 from eiclip_mm.structures import EntityVocab
+from eiclip_mm.utils import load_config
 
 CONFIGS = dict(
     clip='configs/baselines/clip-meta_fashiongen.py', ei_clip='configs/eiclip_fashiongen.py'
@@ -42,7 +43,7 @@ def parse_args() -> argparse.Namespace:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--model', default='ViT-B-32-quickgelu', help='of open_clip')
-    parser.add_argument('--batch', type=int, default=64)
+    parser.add_argument('--batch-size', type=int, default=64)
     parser.add_argument('--micro-batch', type=int, help='gradient cache, ours only')
     parser.add_argument('--steps', type=int, default=3, help='measured, after one that is not')
     parser.add_argument('--workers', type=int, default=0, help='of the loaders')
@@ -68,10 +69,12 @@ def main() -> None:
     columns = {
         'CPU-s a step': lambda row: f'{row["cpu"]:.2f}',
         's a step': lambda row: f'{row["wall"]:.2f}',
-        'pairs/s': lambda row: f'{args.batch / row["wall"]:.1f}',
+        'pairs/s': lambda row: f'{args.batch_size / row["wall"]:.1f}',
         'peak MB': lambda row: f'{row["mb"]:.0f}',
     }
-    print(f'{args.model}, bfloat16, batch {args.batch}, data from {args.data}, {args.device}\n')
+    print(
+        f'{args.model}, bfloat16, batch {args.batch_size}, data from {args.data}, {args.device}\n'
+    )
     print(table(found, columns))
     if {'clip', 'ei_clip'} <= set(found):
         ei, clip = found['ei_clip'], found['clip']
@@ -113,7 +116,7 @@ def write_data(folder: Path, args: argparse.Namespace) -> None:
 
 def config_of(way: str, args: argparse.Namespace) -> Config:
     """The config of Fashion-Gen on drawn photos, as ``train.py --amp`` runs it."""
-    cfg = Config.fromfile(CONFIGS[way])
+    cfg = load_config(CONFIGS[way])
     cfg = Config.fromstring(cfg.pretty_text.replace(cfg.data_root, f'{args.folder}/'), '.py')
     text = cfg.pretty_text.replace("'ViT-B-32-quickgelu'", repr(args.model))
     cfg = Config.fromstring(text, '.py')
@@ -122,8 +125,8 @@ def config_of(way: str, args: argparse.Namespace) -> Config:
         cfg.model.towers.micro_batch = args.micro_batch
     cfg.optim_wrapper.update(type='AutocastOptimWrapper', dtype='bfloat16')
     loader = cfg.train_dataloader
-    loader.update(batch_size=args.batch, num_workers=args.workers)
-    loader.sampler = dict(type='Again', num_samples=(args.steps + 1) * args.batch)
+    loader.update(batch_size=args.batch_size, num_workers=args.workers)
+    loader.sampler = dict(type='Again', num_samples=(args.steps + 1) * args.batch_size)
     loader.persistent_workers = args.workers > 0
     loader.dataset.update(fold='all')
     cfg.val_dataloader = cfg.val_cfg = cfg.val_evaluator = None
@@ -193,18 +196,18 @@ def measure_open_clip(args: argparse.Namespace) -> dict:
     import open_clip
 
     model, transform, _ = open_clip.create_model_and_transforms(args.model, output_dict=True)
-    trainer = Trainer(model, args.device, args.batch, 'amp_bf16')
+    trainer = Trainer(model, args.device, args.batch_size, 'amp_bf16')
     pairs = Pairs(
         Path(args.folder) / FILES['train'], open_clip.get_tokenizer(args.model), transform
     )
-    some = [pairs[i % len(pairs)] for i in range(args.batch)]
+    some = [pairs[i % len(pairs)] for i in range(args.batch_size)]
     batch = [torch.stack(column).to(args.device) for column in zip(*some, strict=True)]
 
     def loader(steps: int) -> DataLoader:
         if args.data == 'memory':
             return DataLoader([batch] * steps, batch_size=None)
-        order = Again(pairs, steps * args.batch)
-        return DataLoader(pairs, args.batch, sampler=order, num_workers=args.workers)
+        order = Again(pairs, steps * args.batch_size)
+        return DataLoader(pairs, args.batch_size, sampler=order, num_workers=args.workers)
 
     trainer.epoch(loader(1))
     with Meter(args.device) as used:

@@ -21,6 +21,7 @@ from tqdm import tqdm
 import eiclip_mm  # noqa: F401  (checks the installation)
 from eiclip_mm.datasets import LoadProductImage, ProductDataset
 from eiclip_mm.registry import DATASETS
+from eiclip_mm.utils import load_config
 
 SIDE = 8  # of the small photo, in cells
 # Grey levels (of 255) by which no cell of a near-duplicate differs. Of real shop photos encoded
@@ -76,11 +77,10 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if not 0 <= args.distance <= 64:
         parser.error(f'--distance is a number of bits from 0 to 64, got {args.distance}')
-    if not Path(args.config).is_file():
-        raise SystemExit(
-            f'config {args.config} does not exist; name a file of configs/ or your own'
-        )
-    cfg = Config.fromfile(args.config)
+    try:
+        cfg = load_config(args.config)
+    except FileNotFoundError as error:
+        raise SystemExit(str(error)) from error
     init_default_scope('eiclip_mm')
     datasets = {split: build(cfg, split) for split in ('train', 'test')}
     train, test = (read(dataset, s, args.workers) for s, dataset in datasets.items())

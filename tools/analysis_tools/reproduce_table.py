@@ -15,7 +15,7 @@ from pathlib import Path
 
 import _results as results
 from _plan import ROWS, SUFFIXES, Run, carry_out, entries, prepare, runs_of
-from _runs import alone_in
+from _runs import alone_in, ends_at_once
 
 import eiclip_mm  # noqa: F401  (checks the installation)
 from eiclip_mm.evaluation.report import Row, Table, check_writable, grid, to_markdown
@@ -62,6 +62,7 @@ def row_numbers(words: Sequence[str]) -> list[int]:
     return found
 
 
+@ends_at_once()
 def main(argv: Sequence[str] | None = None) -> None:
     """Run what is missing, then score, print and write what is there."""
     args = parse_args(argv)

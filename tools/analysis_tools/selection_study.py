@@ -30,6 +30,7 @@ from eiclip_mm.models import EICLIP, EffectCESelector
 from eiclip_mm.models.causal_effects import bootstrap_interval, product_features
 from eiclip_mm.models.losses import log_prob_of_positives
 from eiclip_mm.registry import MODELS
+from eiclip_mm.utils import load_config
 
 KEPT, DROPPED = ('confounder', 'informative'), ('useless', 'harmful')  # what a role asks for
 
@@ -42,9 +43,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument('--truth', type=Path, help='truth.json of the mini Fashion-Gen: the roles')
     parser.add_argument('--out', metavar='FILE.json', type=Path, help='write everything here too')
     args = parser.parse_args(argv)
-    cfg = Config.fromfile(args.config)
-    init_default_scope('eiclip_mm')
     try:
+        cfg = load_config(args.config)
+        init_default_scope('eiclip_mm')
         if args.out:
             check_writable(args.out)
         batches = select_products(cfg)

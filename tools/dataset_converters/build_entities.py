@@ -14,9 +14,10 @@ import eiclip_mm  # noqa: F401  (checks the installation)
 from eiclip_mm.datasets.keywords import add_keywords
 from eiclip_mm.registry import DATASETS
 from eiclip_mm.structures import EntityVocab
+from eiclip_mm.utils import load_config
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Read train's records, count entities, write JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('config', help='config whose train_dataloader and model are meant')
@@ -27,12 +28,17 @@ def main() -> None:
     parser.add_argument(
         '--keywords',
         type=int,
+        default=0,
         metavar='COUNT',
-        help='add the type "keyword": words of descriptions that so many training products have',
+        help='add the type "keyword": words of descriptions that so many training products have; '
+        '0: none (default 0)',
     )
     parser.add_argument('--out', help="file to write; by default the config's vocabulary")
-    args = parser.parse_args()
-    cfg = Config.fromfile(args.config)
+    args = parser.parse_args(argv)
+    try:
+        cfg = load_config(args.config)
+    except FileNotFoundError as error:
+        raise SystemExit(str(error)) from error
     init_default_scope('eiclip_mm')
     vocab = build(cfg, args.types, args.min_count, args.keywords)
     path = args.out or cfg.model.tokenizer.vocab
@@ -46,7 +52,7 @@ def build(
     cfg: Config,
     types: Sequence[str] | None = None,
     min_count: int = 2,
-    keywords: int | None = None,
+    keywords: int = 0,
 ) -> EntityVocab:
     """Vocabulary of the whole training split of a config."""
     wanted = dict(
@@ -63,7 +69,7 @@ def build(
         source=f'training split {dataset.ann_file}: {len(products)} products, '
         f'names in at least {min_count}',
     )
-    if keywords is None:
+    if not keywords:
         return vocab
     return add_keywords(vocab, (' '.join(r['text_fields'].values()) for r in records), keywords)
 

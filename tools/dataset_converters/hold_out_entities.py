@@ -21,6 +21,7 @@ import eiclip_mm  # noqa: F401  (checks the installation)
 from eiclip_mm.datasets import CocoProducts
 from eiclip_mm.registry import DATASETS
 from eiclip_mm.structures import EntityVocab, entity_key
+from eiclip_mm.utils import load_config
 
 SPLITS = dict(train='train.json', test='val_unseen.json')
 FILES = (*SPLITS.values(), 'entities.json')
@@ -41,13 +42,14 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if not 0 < args.share < 1:
         parser.error(f'--share must lie between 0 and 1, got {args.share}')
-    if not Path(args.config).is_file():
-        raise SystemExit(f'config {args.config} does not exist.')
     if there := [name for name in FILES if (args.out / name).exists()]:
         raise SystemExit(
             f'--out {args.out} holds {", ".join(there)}, which would be lost; give a new folder.'
         )
-    cfg = Config.fromfile(args.config)
+    try:
+        cfg = load_config(args.config)
+    except FileNotFoundError as error:
+        raise SystemExit(str(error)) from error
     init_default_scope('eiclip_mm')
     datasets = {split: build(cfg, split) for split in ('train', 'test')}
     products = {split: held(d, args.type, args.share) for split, d in datasets.items()}

@@ -9,14 +9,15 @@ config names. A call that was broken off goes on where it stopped, a finished on
 import argparse
 from pathlib import Path
 
-from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from tqdm import tqdm
 
 import eiclip_mm  # noqa: F401  (checks the installation)
-from eiclip_mm.datasets.packed import Pack, PackWriter
+from eiclip_mm.datasets.pack_writer import PackWriter
+from eiclip_mm.datasets.packed import Pack
 from eiclip_mm.datasets.transforms import LoadProductImage
 from eiclip_mm.registry import DATASETS, TRANSFORMS
+from eiclip_mm.utils import load_config
 
 SPLITS = ('train', 'val', 'test')
 
@@ -36,7 +37,10 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if args.size is not None and args.size < 1:
         raise SystemExit(f'--size must be at least 1 pixel, got {args.size}.')
-    cfg = Config.fromfile(args.config)
+    try:
+        cfg = load_config(args.config)
+    except FileNotFoundError as error:
+        raise SystemExit(str(error)) from error
     init_default_scope('eiclip_mm')
     loaders = [cfg.get(f'{split}_dataloader') for split in args.splits]
     found = [loader.dataset for loader in loaders if loader]

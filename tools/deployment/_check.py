@@ -109,12 +109,12 @@ def sample(
     )
 
 
-def made_up(encoder: Encoder, number: int = 32) -> Sample:
+def made_up(encoder: Encoder) -> Sample:
     """Photos of noise, and texts that name entities: for a machine without the data."""
     draw = np.random.default_rng(0)
     vocab = encoder.tokenizer.vocab
     photos, products = [], []
-    for _ in range(number):
+    for _ in range(32):
         photos.append(draw.integers(0, 256, (*draw.integers(60, 300, 2), 3), np.uint8))
         entities = {t: [str(draw.choice(names))] for t, names in vocab.names.items()}
         text = ' '.join(name for own in entities.values() for name in own) or 'a red tee'

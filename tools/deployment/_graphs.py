@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from eiclip_mm.models import EICLIP, OpenCLIP
-from eiclip_mm.models.ce_selector import EntityTable
+from eiclip_mm.models.entity_table import EntityTable
 from eiclip_mm.models.text_tower import hugging_face
 
 BATCH = 16  # photos that quantisation is calibrated with at a time

@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
-from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from tqdm import tqdm
 
@@ -17,6 +16,7 @@ import eiclip_mm  # noqa: F401  (checks the installation)
 from eiclip_mm.datasets import LoadProductImage, ProductDataset
 from eiclip_mm.registry import DATASETS
 from eiclip_mm.structures import UNKNOWN, entity_key
+from eiclip_mm.utils import load_config
 
 SPLITS = ('train', 'val', 'test')
 
@@ -28,7 +28,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument('--split', choices=SPLITS, help='check this one alone')
     parser.add_argument('--no-images', action='store_true', help='do not read the photos')
     args = parser.parse_args(argv)
-    cfg = Config.fromfile(args.config)
+    try:
+        cfg = load_config(args.config)
+    except FileNotFoundError as error:
+        raise SystemExit(str(error)) from error
     init_default_scope('eiclip_mm')
     wanted = [args.split] if args.split else SPLITS
     loaders = {split: cfg.get(f'{split}_dataloader') for split in wanted}

@@ -27,7 +27,7 @@ from eiclip_mm.apis.inferencer import EICLIPInferencer
 from eiclip_mm.apis.search import about, check_same
 from eiclip_mm.evaluation.report import check_writable
 from eiclip_mm.models import EICLIP, add_entities, extended
-from eiclip_mm.models.ce_selector import EntityTable
+from eiclip_mm.models.entity_table import EntityTable
 from eiclip_mm.registry import TOKENIZER
 from eiclip_mm.structures import EntityVocab
 

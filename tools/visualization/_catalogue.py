@@ -1,10 +1,10 @@
-"""The products of a config's test split, for pages: texts, metadata and photos by id."""
+"""What the pages share: options, and the products of a config's split by id."""
 
+import argparse
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
-from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
 import eiclip_mm  # noqa: F401  (checks the installation)
@@ -12,16 +12,38 @@ from eiclip_mm.datasets import EntityTokenizer, LoadProductImage, ProductDataset
 from eiclip_mm.evaluation import Embeddings
 from eiclip_mm.registry import DATASETS, TOKENIZER
 from eiclip_mm.structures import clean_text
+from eiclip_mm.utils import load_config
 from eiclip_mm.visualization import Product, thumbnail
+
+
+def add_page_options(parser: argparse.ArgumentParser, shown: str, number: int) -> None:
+    """Where the page goes and how many ``shown`` it holds, ``number`` by default."""
+    parser.add_argument('--out', metavar='FILE.html', type=Path, required=True, help='the page')
+    parser.add_argument(
+        '--number', type=_count, default=number, help=f'{shown} to show, default {number}'
+    )
+
+
+def _count(text: str) -> int:
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f'must be at least 1, got {text}')
+    return int(text)
+
+
+def write_page(path: Path, page: str, holds: str) -> None:
+    """Write it and say what it holds."""
+    path.write_text(page, encoding='utf-8')
+    print(f'{holds} are in {path}, {path.stat().st_size / 1e6:.1f} MB')
 
 
 def split_config(path: str, split: str) -> dict:
     """Config of the data set of a split's loader; short names mean ours from now on.
 
     Raises:
-        ValueError: the config has no such loader.
+        FileNotFoundError: there is no such config.
+        ValueError: it has no such loader.
     """
-    cfg = Config.fromfile(path)
+    cfg = load_config(path)
     if not cfg.get(f'{split}_dataloader'):
         raise ValueError(f'{path} has no {split}_dataloader; name a config with one')
     init_default_scope('eiclip_mm')
@@ -46,7 +68,7 @@ def mentions(tokenizer: EntityTokenizer | None, text: str) -> list[tuple[int, in
     ]
 
 
-class Catalogue:
+class TestSplit:
     """Texts, metadata and photos of a config's test split, by product id.
 
     Args:

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 import torch.nn.functional as F
-from _catalogue import Catalogue
+from _catalogue import TestSplit
 from _ranked import Ranked
 from torch import Tensor
 
@@ -22,7 +22,7 @@ class Failures:
 
     Args:
         answers: of the model, in one direction.
-        catalogue: the products.
+        products: their texts and metadata.
         direction: ``'t2i'`` or ``'i2t'``.
 
     Attributes:
@@ -30,15 +30,15 @@ class Failures:
         lead: (P,) score of the right item less that of the best wrong one; failures have none.
     """
 
-    def __init__(self, answers: Ranked, catalogue: Catalogue, direction: str):
+    def __init__(self, answers: Ranked, products: TestSplit, direction: str):
         ids = answers.product_id.tolist()
         self.failed = np.flatnonzero(answers.rank > 1)
         self.first, self.lead = best_wrong(answers.queries, answers.gallery)
         self._photos = F.normalize(
             answers.gallery if direction == 't2i' else answers.queries, dim=1
         )
-        self._texts = [entity_key(catalogue.text(i)) for i in ids]
-        self._names = [catalogue.records[i]['entities'] for i in ids]
+        self._texts = [entity_key(products.text(i)) for i in ids]
+        self._names = [products.records[i]['entities'] for i in ids]
         self.types = list(dict.fromkeys(t for names in self._names for t, own in names.items()))
         self._keys = {
             type_: [frozenset(map(entity_key, own.get(type_, ()))) for own in self._names]

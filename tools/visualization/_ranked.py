@@ -1,5 +1,6 @@
 """A model's answers under full/first-image, product by product."""
 
+import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,6 +38,13 @@ class Ranked:
         best = [other for other in best if other != row][:TOP]
         best.insert(int(self.rank[row]) - 1, row)  # where evaluation puts it: ties count against it
         return [(found, float(scores[found])) for found in best[:TOP]]
+
+
+def add_direction(parser: argparse.ArgumentParser) -> None:
+    """The option for what asks and what answers."""
+    parser.add_argument(
+        '--direction', choices=['t2i', 'i2t'], default='t2i', help='default t2i: texts ask'
+    )
 
 
 def ranked(dump: Embeddings, direction: str) -> Ranked:

@@ -12,7 +12,7 @@ import argparse
 from pathlib import Path
 
 import numpy as np
-from _catalogue import loader_of, split_config
+from _catalogue import add_page_options, loader_of, split_config, write_page
 from _reading import Reader
 
 import eiclip_mm  # noqa: F401  (checks the installation)
@@ -47,9 +47,7 @@ def main(argv: list[str] | None = None) -> None:
         browse = split.page(rows, PICKS['ids' if args.ids else args.pick].format(len(rows), count))
     except (ValueError, OSError, ImportError) as error:
         raise SystemExit(str(error)) from error
-    args.out.write_text(browse_page(browse), encoding='utf-8')
-    size = args.out.stat().st_size / 1e6
-    print(f'{len(rows)} of {browse.products} products are in {args.out}, {size:.1f} MB')
+    write_page(args.out, browse_page(browse), f'{len(rows)} of {browse.products} products')
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -58,19 +56,13 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument('config', metavar='CONFIG')
-    parser.add_argument('--out', metavar='FILE.html', type=Path, required=True, help='the page')
+    add_page_options(parser, 'products', 60)
     parser.add_argument('--split', choices=['train', 'val', 'test'], default='train')
-    parser.add_argument('--number', type=int, default=60, help='products to show, default 60')
     parser.add_argument(
         '--pick', choices=[p for p in PICKS if p != 'ids'], default='random', help='which products'
     )
     parser.add_argument('--ids', type=int, nargs='+', default=[], help='these products instead')
-    args = parser.parse_args(argv)
-    if args.number < 1:
-        parser.error(f'--number must be at least 1, got {args.number}')
-    if not Path(args.config).is_file():
-        parser.error(f'config {args.config} does not exist; name a file of configs/ or your own')
-    return args
+    return parser.parse_args(argv)
 
 
 class Split:

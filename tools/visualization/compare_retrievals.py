@@ -10,8 +10,8 @@ import argparse
 from pathlib import Path
 
 import numpy as np
-from _catalogue import Catalogue
-from _ranked import PROTOCOL, Ranked, named, ranked
+from _catalogue import TestSplit, add_page_options, write_page
+from _ranked import PROTOCOL, Ranked, add_direction, named, ranked
 
 import eiclip_mm  # noqa: F401  (checks the installation)
 from eiclip_mm.evaluation import Embeddings
@@ -35,8 +35,8 @@ def main(argv: list[str] | None = None) -> None:
         dumps = {path: Embeddings.load(path) for path in (args.a, args.b)}
         for doubt in different(dumps):
             raise ValueError(doubt)
-        catalogue = Catalogue(args.config)
-        catalogue.check(dumps)
+        products = TestSplit(args.config)
+        products.check(dumps)
         sides = [ranked(dump, args.direction) for dump in dumps.values()]
         rows, count = picked(*(side.rank for side in sides), args.pick, args.number)
         page = Page(
@@ -44,15 +44,13 @@ def main(argv: list[str] | None = None) -> None:
             direction=args.direction,
             ranks=np.stack([side.rank for side in sides]),
             gallery=len(sides[0].gallery),
-            shown=[asked(row, sides, catalogue) for row in rows],
+            shown=[asked(row, sides, products) for row in rows],
             picked=PICKS[args.pick].format(len(rows), f'{count:,}'),
             protocol=PROTOCOL,
         )
     except (ValueError, OSError, ImportError) as error:
         raise SystemExit(str(error)) from error
-    args.out.write_text(retrieval_page(page), encoding='utf-8')
-    size = args.out.stat().st_size / 1e6
-    print(f'{len(rows)} of {len(page.gain)} queries are in {args.out}, {size:.1f} MB')
+    write_page(args.out, retrieval_page(page), f'{len(rows)} of {len(page.gain)} queries')
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -63,11 +61,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument('config', metavar='CONFIG', help='config file of either model')
     parser.add_argument('a', metavar='A', help='embeddings of the model before')
     parser.add_argument('b', metavar='B', help='embeddings of the model after')
-    parser.add_argument('--out', metavar='FILE.html', type=Path, required=True, help='the page')
-    parser.add_argument(
-        '--direction', choices=['t2i', 'i2t'], default='t2i', help='default t2i: texts ask'
-    )
-    parser.add_argument('--number', type=int, default=40, help='queries to show, default 40')
+    add_page_options(parser, 'queries', 40)
+    add_direction(parser)
     parser.add_argument(
         '--pick',
         choices=list(PICKS),
@@ -75,10 +70,6 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         help='which queries; default both, half gains and half losses; random: the same every time',
     )
     args = parser.parse_args(argv)
-    if args.number < 1:
-        parser.error(f'--number must be at least 1, got {args.number}')
-    if not Path(args.config).is_file():
-        parser.error(f'config {args.config} does not exist; name a file of configs/ or your own')
     if Path(args.a).resolve() == Path(args.b).resolve():
         parser.error(f'A and B are the same embeddings, {args.a}; give those of two models')
     return args
@@ -102,15 +93,15 @@ def picked(before: np.ndarray, after: np.ndarray, pick: str, number: int) -> tup
     return chosen, dict(gains=len(gains), losses=len(losses)).get(pick, len(gains) + len(losses))
 
 
-def asked(row: int, sides: list[Ranked], catalogue: Catalogue) -> Asked:
+def asked(row: int, sides: list[Ranked], products: TestSplit) -> Asked:
     """A query with what both models find."""
     ids = sides[0].product_id.tolist()
     found = tuple(
-        [Found(catalogue.product(ids[at]), score, at == row) for at, score in side.top(row)]
+        [Found(products.product(ids[at]), score, at == row) for at, score in side.top(row)]
         for side in sides
     )
     ranks = tuple(int(side.rank[row]) for side in sides)
-    return Asked(catalogue.product(ids[row]), ranks, found)
+    return Asked(products.product(ids[row]), ranks, found)
 
 
 if __name__ == '__main__':

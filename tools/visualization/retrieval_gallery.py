@@ -8,12 +8,11 @@ first; the page says what these have in common with the right one, beside what c
 """
 
 import argparse
-from pathlib import Path
 
 import numpy as np
-from _catalogue import Catalogue
+from _catalogue import TestSplit, add_page_options, write_page
 from _failures import Failures, groups
-from _ranked import PROTOCOL, TOP, Ranked, named, ranked
+from _ranked import PROTOCOL, TOP, Ranked, add_direction, named, ranked
 
 import eiclip_mm  # noqa: F401  (checks the installation)
 from eiclip_mm.evaluation import Embeddings
@@ -33,14 +32,13 @@ def main(argv: list[str] | None = None) -> None:
     try:
         check_writable(args.out)
         dump = Embeddings.load(args.embeddings)
-        catalogue = Catalogue(args.config)
-        catalogue.check({args.embeddings: dump})
-        gallery = make(args, dump, catalogue)
+        products = TestSplit(args.config)
+        products.check({args.embeddings: dump})
+        gallery = make(args, dump, products)
     except (ValueError, OSError, ImportError) as error:
         raise SystemExit(str(error)) from error
-    args.out.write_text(gallery_page(gallery), encoding='utf-8')
-    size = args.out.stat().st_size / 1e6
-    print(f'{len(gallery.shown)} of {gallery.queries} queries are in {args.out}, {size:.1f} MB')
+    holds = f'{len(gallery.shown)} of {gallery.queries} queries'
+    write_page(args.out, gallery_page(gallery), holds)
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -50,29 +48,21 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument('config', metavar='CONFIG', help='config file of the model')
     parser.add_argument('embeddings', metavar='EMBEDDINGS', help='of its test split')
-    parser.add_argument('--out', metavar='FILE.html', type=Path, required=True, help='the page')
-    parser.add_argument(
-        '--direction', choices=['t2i', 'i2t'], default='t2i', help='default t2i: texts ask'
-    )
-    parser.add_argument('--number', type=int, default=40, help='queries to show, default 40')
+    add_page_options(parser, 'queries', 40)
+    add_direction(parser)
     parser.add_argument(
         '--pick', choices=list(PICKS), default='worst', help='default worst; random is typical'
     )
     parser.add_argument(
         '--group-by', metavar='TYPE', help='an entity type, e.g. brand: a row for each value'
     )
-    args = parser.parse_args(argv)
-    if args.number < 1:
-        parser.error(f'--number must be at least 1, got {args.number}')
-    if not Path(args.config).is_file():
-        parser.error(f'config {args.config} does not exist; name a file of configs/ or your own')
-    return args
+    return parser.parse_args(argv)
 
 
-def make(args: argparse.Namespace, dump: Embeddings, catalogue: Catalogue) -> Gallery:
+def make(args: argparse.Namespace, dump: Embeddings, products: TestSplit) -> Gallery:
     """All that the page shows."""
     answers = ranked(dump, args.direction)
-    failures = Failures(answers, catalogue, args.direction)
+    failures = Failures(answers, products, args.direction)
     rows = picked(answers.rank, failures.lead, args.pick, args.number)
     values = order = None
     if args.group_by:
@@ -88,7 +78,7 @@ def make(args: argparse.Namespace, dump: Embeddings, catalogue: Catalogue) -> Ga
         failures=int((answers.rank > 1).sum()),
         alike=failures.alike(),
         agreements=failures.agreements(),
-        shown=[asked(row, answers, failures, catalogue, values) for row in rows],
+        shown=[asked(row, answers, failures, products, values) for row in rows],
         picked=PICKS[args.pick].format(len(rows), len(answers.rank)),
         group_by=args.group_by,
         groups=order or (),
@@ -115,7 +105,7 @@ def asked(
     row: int,
     answers: Ranked,
     failures: Failures,
-    catalogue: Catalogue,
+    products: TestSplit,
     values: list[str] | None,
 ) -> Query:
     """A query with the first items that it finds, and the right one behind them."""
@@ -126,7 +116,7 @@ def asked(
         found.append((rank, row, float(answers.queries[row] @ answers.gallery[row])))
     items = [
         Candidate(
-            catalogue.product(ids[at]),
+            products.product(ids[at]),
             score,
             place,
             right=at == row,
@@ -136,7 +126,7 @@ def asked(
         for place, at, score in found
     ]
     group = None if values is None else values[row]
-    return Query(catalogue.product(ids[row]), rank, items, group)
+    return Query(products.product(ids[row]), rank, items, group)
 
 
 if __name__ == '__main__':

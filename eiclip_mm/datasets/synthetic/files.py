@@ -11,6 +11,8 @@ import h5py
 import numpy as np
 from tqdm import tqdm
 
+from eiclip_mm.utils.cores import usable_cores
+
 from ..fashiongen import KEYS
 from .drawing import draw
 from .planted import LINKED, planted_columns
@@ -71,7 +73,7 @@ def _drawn(rows: list[tuple[Product, int]]) -> Iterator[np.ndarray]:
     if len(rows) < 500:
         yield from (draw(*row) for row in rows)
         return
-    with multiprocessing.Pool(len(os.sched_getaffinity(0))) as pool:
+    with multiprocessing.Pool(usable_cores()) as pool:
         yield from pool.imap(_draw, rows, chunksize=16)
 
 
@@ -89,10 +91,10 @@ def _ceiling(products: list[Product], *fields: str) -> float:
 def _truth(products: dict[str, list[Product]], rows: dict[str, list], arguments: dict) -> dict:
     """What was planted, as JSON; ``in_description`` is a share of descriptions."""
 
-    def planted(role, visible, in_description, trace):
+    def planted(role: str, visible: str, in_description: float, trace: str) -> dict:
         return dict(role=role, visible=visible, in_description=in_description, trace=trace)
 
-    def count(name, brand):
+    def count(name: str, brand: str) -> int:
         return sum(product.brand == brand for product in products[name])
 
     brands = {

@@ -1,7 +1,9 @@
 """Products and pictures: what is drawn and said of each, taken from the tables by chance."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from html import escape
+from typing import Any
 
 import numpy as np
 
@@ -94,7 +96,7 @@ def signature(brand: str) -> dict[str, str]:
     )
 
 
-def pick(rng: np.random.Generator, options):
+def pick(rng: np.random.Generator, options: Mapping[Any, float] | Sequence) -> Any:
     """One of the options; of a mapping option -> share, by share."""
     shares = np.array([*options.values()] if isinstance(options, dict) else [1] * len(options))
     return tuple(options)[rng.choice(len(options), p=shares / shares.sum())]
@@ -103,7 +105,8 @@ def pick(rng: np.random.Generator, options):
 def make_product(seed: int, split: int, number: int) -> Product:
     """The product of that number in train or validation, whatever the sizes of the splits."""
 
-    def stream(purpose, share=1):  # `share` neighbours have this stream in common
+    # `share` neighbours have this stream in common
+    def stream(purpose: int, share: int = 1) -> np.random.Generator:
         return np.random.default_rng([seed, split, number // share, purpose])
 
     design, own, pair = stream(DESIGN, DESIGN_SIZE), stream(OWN), number // 2

@@ -1,0 +1,111 @@
+"""Tools that take a config: one that is not there, one of the package, and keywords of its data."""
+
+import json
+import re
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from eiclip_mm.evaluation import Embeddings
+from eiclip_mm.structures import EntityVocab
+from eiclip_mm.utils import load_config
+
+TOOLS = Path(__file__).resolve().parents[1] / 'tools'
+OF_A_CONFIG = {  # with what else each must be given
+    'analysis_tools/diagnose.py': ['tail', 'CONFIG', 'x.pth'],
+    'analysis_tools/find_duplicates.py': ['CONFIG'],
+    'analysis_tools/selection_study.py': ['CONFIG', 'x.pth'],
+    'dataset_converters/build_entities.py': ['CONFIG'],
+    'dataset_converters/hold_out_entities.py': ['CONFIG', '--out', 'x'],
+    'dataset_converters/pack_images.py': ['CONFIG'],
+    'extract_features.py': ['CONFIG', 'none', '--out', 'x'],
+    'misc/verify_dataset.py': ['CONFIG'],
+    'test.py': ['CONFIG', 'none'],
+    'train.py': ['CONFIG'],
+    'visualization/browse_dataset.py': ['CONFIG', '--out', 'x.html'],
+    'visualization/compare_retrievals.py': ['CONFIG', 'a.npz', 'b.npz', '--out', 'x.html'],
+    'visualization/retrieval_gallery.py': ['CONFIG', 'a.npz', '--out', 'x.html'],
+}
+DUMPS = {'a.npz', 'b.npz'}
+ABSENT = {
+    'no.py': 'config no.py does not exist; name a file of configs/ or your own',
+    'eiclip_mm::no.py': "eiclip_mm has no config 'no.py'; a name is a path below",
+}
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path):
+    """A function (tool, arguments), which runs it as the command line would, in this process."""
+    monkeypatch.setenv('LOCAL_RANK', '0')
+    monkeypatch.chdir(tmp_path)
+
+    def run(tool, *arguments):
+        monkeypatch.syspath_prepend(TOOLS / Path(tool).parent)
+        monkeypatch.setattr(sys, 'argv', [tool, *arguments])
+        return runpy.run_path(str(TOOLS / tool), run_name='__main__')
+
+    return run
+
+
+def test_the_walk_is_over_all_tools():
+    takes_config = re.compile(r"add(_argument)?\('config'")
+    found = {
+        str(path.relative_to(TOOLS))
+        for path in TOOLS.rglob('*.py')
+        if takes_config.search(path.read_text(encoding='utf-8'))
+    }
+    by_helper = {'analysis_tools/_diagnose.py': 'analysis_tools/diagnose.py'}
+    assert {by_helper.get(path, path) for path in found} == set(OF_A_CONFIG)
+
+
+@pytest.mark.parametrize('name', ABSENT)
+@pytest.mark.parametrize('tool', OF_A_CONFIG)
+def test_an_absent_config_is_named(run, tmp_path, tool, name):
+    vector, id_ = torch.ones(1, 2), torch.ones(1, dtype=torch.long)
+    dump = Embeddings(image=vector, image_product_id=id_, product=vector, product_id=id_)
+    for file in DUMPS:
+        dump.save(tmp_path / file)
+    with pytest.raises(SystemExit) as stopped:
+        run(tool, *(name if word == 'CONFIG' else word for word in OF_A_CONFIG[tool]))
+    assert isinstance(stopped.value.code, str)  # which is printed, without a traceback
+    assert stopped.value.code.startswith(ABSENT[name])
+    assert {path.name for path in tmp_path.iterdir()} == DUMPS
+
+
+def test_a_config_of_the_package_goes_by_name(run):
+    sys.path.insert(0, str(TOOLS))
+    try:
+        import _cli
+        import train
+    finally:
+        sys.path.remove(str(TOOLS))
+    name = 'baselines/clip_fashiongen_mini.py'
+    cfg = _cli.read_config(train.parse_args([f'eiclip_mm::{name}']))
+    assert cfg.work_dir == 'work_dirs/clip_fashiongen_mini'
+    assert cfg.model == load_config(TOOLS.parent / 'configs' / name).model
+
+
+@pytest.mark.parametrize(
+    ('given', 'types'),
+    [
+        ([], ('brand',)),
+        (['--keywords', '0'], ('brand',)),
+        (['--keywords', '2'], ('brand', 'keyword')),
+    ],
+)
+def test_keywords_are_those_that_are_asked_for(run, tmp_path, given, types):
+    images = [dict(id=i, file_name=f'{i}.jpg') for i in (1, 2)]
+    annotations = [
+        dict(id=i, image_id=i, caption=f'a striped tee {i}', entities=dict(brand=['Puma']))
+        for i in (1, 2)
+    ]
+    (tmp_path / 'train.json').write_text(json.dumps(dict(images=images, annotations=annotations)))
+    (tmp_path / 'config.py').write_text(
+        "train_dataloader = dict(dataset=dict(type='CocoProducts', ann_file='train.json'))\n"
+        "model = dict(tokenizer=dict(vocab='entities.json'))\n"
+    )
+    run('dataset_converters/build_entities.py', 'config.py', '--min-count', '1', *given)
+    assert EntityVocab.load(tmp_path / 'entities.json').types == types
