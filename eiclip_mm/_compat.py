@@ -261,7 +261,8 @@ def _config_path(name: str | Path) -> str:
     here, name = Path(__file__).resolve().parent, str(name).removeprefix('eiclip_mm::')
     folders = (here / '.mim' / 'configs', here.parent / 'configs')
     folder = next((folder for folder in folders if folder.is_dir()), folders[0])
-    if not (folder / name).is_file():
+    below = not Path(name).is_absolute() and '..' not in Path(name).parts
+    if not below or not (folder / name).is_file():
         raise FileNotFoundError(
             f'eiclip_mm has no config {name!r}; a name is a path below {folder}, such as '
             'eiclip_mm::eiclip_fashiongen.py or eiclip_mm::baselines/clip_fashiongen.py'

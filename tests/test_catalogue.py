@@ -113,8 +113,9 @@ def test_tables_of_spreadsheets(table, separator):
         ('id,description\n1\n', 'line 2: 1 cells in a table of 2 columns'),
         ('id,description\n1,"x\n', 'not CSV, line 2: unexpected end of data'),
         ('id,description\n1,Chloé\n'.encode('latin-1'), 'not UTF-8 .*iconv -f latin1'),
-        ('id,description\n1,x\n'.encode('utf-16'), 'not UTF-8'),
-        ('id,description\n1,' + 'x' * 200_000 + '\n', 'field larger than field limit'),
+        ('id,description\n1,x\n'.encode('utf-16'), 'not UTF-8 .*iconv -f utf-16 -t utf-8'),
+        ('id,description\n1,x\n'.encode('utf-32'), 'not UTF-8 .*iconv -f utf-32 -t utf-8'),
+        ('id,description\n1,' + 'x' * 200_000 + '\n', 'line 2: a cell is longer than 131,072 char'),
     ],
 )
 def test_a_table_that_is_wrong(table, content, said):
@@ -157,6 +158,30 @@ def test_whole_numbers_of_parquet_are_whole(tmp_path):
     items = list(read_catalogue(path))
     assert [item.id for item in items] == ['17', '-2', '0.5', '1e+300']
     assert [item.attributes for item in items] == [dict(price=5.0), dict(price=7.5), {}, {}]
+
+
+def test_bytes_of_parquet_are_text_and_structs_are_refused(tmp_path):
+    pyarrow = pytest.importorskip('pyarrow', reason="needs pip install 'eiclip_mm[search]'")
+    from pyarrow import parquet
+
+    path = tmp_path / 'shop.parquet'
+    columns = dict(id=['1', '2'], description=['Chloé'.encode(), None], brand=[[b'a', b'b'], []])
+    parquet.write_table(pyarrow.table(columns), path)
+    first, second = read_catalogue(path, entity_types=['brand'])
+    assert (first.text_fields, first.entities) == (
+        dict(description='Chloé'), dict(brand=['a', 'b']),
+    )  # fmt: skip
+    assert (second.text_fields, second.entities) == (dict(description=''), {})
+    entries = pyarrow.array([[('a', 1)]] * 2, pyarrow.map_(pyarrow.string(), pyarrow.int64()))
+    for value, said in [
+        ([b'\xff', b'x'], 'holds bytes that are no UTF-8'),
+        ([dict(a=1), dict(a=2)], 'holds structs or maps'),
+        ([[dict(a=1)], []], 'holds structs or maps'),
+        (entries, 'holds structs or maps'),
+    ]:
+        parquet.write_table(pyarrow.table(dict(columns, photo=value)), path)
+        with pytest.raises(ValueError, match=rf"shop\.parquet, column 'photo' {said}"):
+            read_catalogue(path)
 
 
 def test_coco_json_gives_the_first_photo_and_text(tmp_path):

@@ -2,6 +2,7 @@
 
 import doctest
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -17,6 +18,7 @@ sys.path.append(str(TOOLS))
 import _coco  # noqa: E402
 import _table  # noqa: E402
 import catalogue  # noqa: E402
+import fashion_products  # noqa: E402
 
 TYPES = ('brand', 'composition')
 NO_BRANDS = ('N/A', 'na', 'NaN', '#N/A', '<NA>', 'NULL | none', 'n/a|Diesel|Diesel')
@@ -173,7 +175,74 @@ def test_integer_ids_stay_what_they_are(run):
 
 def test_names_that_say_nothing_are_none(run):
     rows = [dict(row, brand='N/A' if i < 8 else row['brand']) for i, row in enumerate(shop.rows())]
-    assert all('brand' not in both(run(rows)[1])[f'p{i}']['entities'] for i in range(8))
+    found = both(run(rows)[1])
+    assert all('brand' not in found[f'p{i}']['entities'] for i in range(8))
+
+
+def test_a_photo_that_is_named_twice_is_one_view(run):
+    rows = [dict(row, image=f'{row["image"]}|./x/../{row["image"]}') for row in shop.rows()]
+    assert sum(run(rows)[0]['photos'].values()) == 24
+
+
+def test_behind_a_link_the_photos_are_found(tmp_path, photos, monkeypatch):
+    """Names in the files are relative, and ``..`` of a link is not where it stands."""
+    (tmp_path / 'disk/far').mkdir(parents=True)
+    (tmp_path / 'data').symlink_to('disk/far')
+    (tmp_path / 'linked').symlink_to(photos)
+    monkeypatch.chdir(tmp_path)
+    shop.write_csv(tmp_path / 'shop.csv', shop.rows())
+    settings = dict(entities=TYPES, val_share=0.3, keywords=2)
+    catalogue.convert('shop.csv', 'data/shop', images='linked', **settings)
+    found = both(Path('data/shop'))
+    for row in shop.rows():
+        (image,) = found[row['id']]['images']
+        assert os.path.samefile(image['img_path'], photos / row['image'])
+    for split in catalogue.SPLITS:
+        for item in read_catalogue(f'data/shop/{split}.json'):
+            assert Path(item.photo).is_absolute() and Path(item.photo).is_file()
+
+
+def test_a_photo_may_be_a_link(run, tmp_path, photos):
+    """Its name stays: an index tells by it whether a photo is another."""
+    (tmp_path / 'links').mkdir()
+    for row in shop.rows():
+        (tmp_path / 'links' / row['image']).symlink_to(photos / '0.png')  # outside of --images
+    found = both(run(images=tmp_path / 'links')[1])
+    for row in shop.rows():
+        assert Path(found[row['id']]['images'][0]['img_path']).name == row['image']
+
+
+def test_a_photo_of_a_zip_s_converter_is_found_behind_a_link(tmp_path, photos):
+    (tmp_path / 'disk/far').mkdir(parents=True)
+    (tmp_path / 'data').symlink_to('disk/far')
+    out = tmp_path / 'data/shop'
+    out.mkdir()
+    products = [dict(id=1, line=2)]
+    (product,) = fashion_products.add_images(products, {1: photos / '1.png'}, out, False, None)
+    assert os.path.samefile(out / product['file_name'], photos / '1.png')
+
+
+@pytest.mark.parametrize(
+    ('name', 'reason'),
+    [
+        ('x' * 300 + '.jpg', 'photo is missing'),
+        ('../photo.png', 'photo lies outside of --images'),
+        ('down/../../photo.png', 'photo lies outside of --images'),
+        ('{photo}', 'photo lies outside of --images'),
+    ],
+)
+def test_photos_that_cannot_be_named_so(run, tmp_path, photos, name, reason):
+    images = shop.write_photos(tmp_path / 'shop')
+    (images / 'down').mkdir()
+    photo = tmp_path / 'photo.png'
+    photo.write_bytes((photos / '0.png').read_bytes())  # it could be read
+    rows = shop.rows()
+    rows[7]['image'] += '|' + name.format(photo=photo)
+    report, _ = run(rows, images=images, on_error='skip')
+    ((found, (what,)),) = report['left_out'].items()
+    assert (found, what['id']) == (reason, 'p7')
+    shown = _coco.listed(report['left_out'])
+    assert len(shown) < 200 and f'{reason}: 1, e.g. line 9, id p7, photo ' in shown
 
 
 def broken(photos: Path) -> list[dict]:
@@ -236,6 +305,8 @@ def test_by_default_nothing_is_written(run, photos, tmp_path):
         (dict(images='nowhere'), r'--images: nowhere is not there'),
         (dict(rows=shop.rows()[:1]), r'1 products fall into'),
         (dict(min_count=100), r"no product has a value of entity type \['brand', 'composition'\]"),
+        (dict(min_count=0), r'--min-count: found 0, expected 1 or more'),
+        (dict(keywords=-3), r'--keywords: found -3, expected 1 or more, or 0 for none'),
         (dict(keywords=100), r'no word stands in 100 of the texts'),
         (dict(table='shop.txt'), r'shop.txt: expected a file that ends in .csv or .parquet'),
     ],
@@ -250,6 +321,31 @@ def test_a_damaged_table_is_refused_whatever_is_skipped(run, tmp_path):
     (tmp_path / 'shop.csv').write_bytes('id,image,description\n1,a.jpg,Écru'.encode('latin1'))
     with pytest.raises(ValueError, match='is not UTF-8'):
         run(on_error='skip')
+
+
+@pytest.mark.parametrize('content', ['', 'id,image,description,brand,composition\n'])
+def test_a_table_without_rows(run, tmp_path, content):
+    (tmp_path / 'shop.csv').write_text(content)
+    with pytest.raises(ValueError, match=r'shop\.csv has no rows'):
+        run()
+
+
+@pytest.mark.parametrize('out', ['file', 'file/below/it'])
+def test_out_that_is_a_file(tmp_path, photos, out):
+    path = shop.write_csv(tmp_path / 'shop.csv', shop.rows())
+    (tmp_path / 'file').touch()
+    command = [str(path), '--images', str(photos), '--out', str(tmp_path / out)]
+    with pytest.raises(SystemExit, match=r'--out: .*file is a file, expected a folder'):
+        catalogue.main([*command, '--entities', *TYPES])
+
+
+@pytest.mark.parametrize(('option', 'value'), [('min_count', 0), ('keywords', -3)])
+def test_the_other_converter_counts_alike(tmp_path, option, value):
+    (tmp_path / 'styles.csv').write_text('id,productDisplayName,articleType,baseColour,usage\n')
+    with pytest.raises(ValueError, match=f'--{option.replace("_", "-")}: found {value}, expected'):
+        fashion_products.convert(
+            tmp_path / 'styles.csv', tmp_path, tmp_path / 'out', **{option: value}
+        )
 
 
 def test_command_line(run, tmp_path, photos, capsys):

@@ -75,6 +75,48 @@ def test_wrong_items_near_the_right_one(count, gap):
     assert seen['settled'] > 5
 
 
+@pytest.mark.parametrize('factor', [-1.5, -0.5, 0.5, 1.5])
+def test_tolerance_is_that_of_float32(count, factor):
+    """Wrong items whose score is off the right one's by this many tolerances."""
+    run, seen = count
+    image, text, _, own = learnt(torch.Generator().manual_seed(4), 200, 1, 64, 0.05)
+    text[100:] = text[:100] + factor * 1e-6 * image[:100]
+    image[100:] = -image[:100]
+    for ties, counted in (('against', factor > -1), ('for', factor > 1)):
+        found = run(image, text, own, own, fast=True, ties=ties, chunk=50)
+        assert sum(row[0] for row in found[0][:100]) == 100 * counted
+    assert seen['settled'] > 5
+
+
+def test_margin_is_of_the_tile_s_queries_and_the_longest_item(count, monkeypatch):
+    """What it is made of, for queries and items of all lengths, in both directions."""
+    run, seen = count
+    image, text, _, own = learnt(torch.Generator().manual_seed(5), 60, 1, 24, 0.05)
+    image, text = (x * torch.linspace(1, 3, 60)[:, None] for x in (image, text.flip(1)))
+    plain = CoarseCounter.count
+
+    def checked(self, a, b, a_side, b_side):
+        for side, queries, items in ((a_side, a, text), (b_side, b, image)):
+            expected = queries.norm(dim=1) * items.norm(dim=1).max()
+            torch.testing.assert_close(side.length, expected)
+            assert side.dim == 24
+        return plain(self, a, b, a_side, b_side)
+
+    monkeypatch.setattr(CoarseCounter, 'count', checked)
+    run(image, text, own, own, fast=True, chunk=20)
+    assert seen['tiles'] + seen['given_up'] > 0
+
+
+@pytest.mark.parametrize(
+    ('views', 'coarsely'), [(functional.MANY, True), (functional.MANY + 1, False)]
+)
+def test_more_right_items_are_not_counted_coarsely(count, views, coarsely):
+    run, seen = count
+    sides = learnt(torch.Generator().manual_seed(6), 40, views, 64, 0.05)
+    agree(run, *sides, chunk=20)
+    assert (seen['tiles'] > 0) == coarsely
+
+
 def test_lengths_and_small_integers(count):
     run, seen = count
     generator = torch.Generator().manual_seed(2)

@@ -240,10 +240,11 @@ def test_configs_are_found_by_name(tmp_path):
     assert Config.fromfile('eiclip_mm::eiclip_fashiongen.py').model.type == 'EICLIP'
 
 
+@pytest.mark.parametrize('name', ['none.py', '../setup.py', str(ROOT / 'setup.py')])
 @pytest.mark.parametrize('read', [Config.fromfile, mmengine.hub.get_config])
-def test_unknown_config_name_says_what_a_name_is(read):
-    with pytest.raises(FileNotFoundError, match=r"no config 'none\.py'; a name is a path below"):
-        read('eiclip_mm::none.py')
+def test_unknown_config_name_says_what_a_name_is(read, name):
+    with pytest.raises(FileNotFoundError, match=rf'no config {name!r}; a name is a path below'):
+        read(f'eiclip_mm::{name}')
 
 
 def test_hub_says_that_no_weights_are_published():

@@ -77,7 +77,7 @@ def test_every_block_runs(page, world, shell, tmp_path):
     process.start()
     process.join()
     docs_world.end_services(folder)
-    shutil.rmtree(folder)
+    shutil.rmtree(folder, ignore_errors=True)  # a killed service may be at its last write
     assert process.exitcode == 0, log.read_text()[-4000:]
 
 

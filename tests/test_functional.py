@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from watch import Largest
 
-from eiclip_mm.evaluation import both_ahead, both_ranks, candidate_ahead, functional, ranks
+from eiclip_mm.evaluation import both_ahead, both_ranks, candidate_ahead, functional, ranks, tiles
 from eiclip_mm.evaluation import coarse as coarse_module
 
 TIES = ('against', 'for', 'order')
@@ -165,13 +165,13 @@ class TestBothAhead:
     @pytest.mark.parametrize('ties', ['against', 'for'])
     def test_many_right_items_agree_with_loops(self, ties, monkeypatch):
         """Beyond a few right items a query they are counted by search, not one by one."""
-        for many in (1, 2, 8):
-            monkeypatch.setattr(functional, 'MANY', many)
-            for seed in range(40):
-                (a, a_ids), (b, b_ids), chunk = random_sides(seed, most=40)
+        for seed in range(40):
+            (a, a_ids), (b, b_ids), chunk = random_sides(seed, most=40)
+            sides = a.tolist(), b.tolist(), a_ids.tolist(), b_ids.tolist()
+            expected = references.gallery_ahead(*sides, ties)
+            for many in (1, 2, 8):
+                monkeypatch.setattr(functional, 'MANY', many)
                 found = both_ahead(a, b, a_ids, b_ids, ties=ties, chunk=chunk)
-                sides = a.tolist(), b.tolist(), a_ids.tolist(), b_ids.tolist()
-                expected = references.gallery_ahead(*sides, ties)
                 assert found[0].tolist() == expected, (many, seed)
 
     @pytest.mark.parametrize('dim', [512, 768, 1024, 4096])
@@ -182,11 +182,17 @@ class TestBothAhead:
         for found in both_ahead(same, same, ids, ids):
             assert found.eq(size - 1).all()
 
-    @pytest.mark.parametrize('ties', TIES)
-    def test_scores_within_the_tolerance_are_equal(self, ties):
-        """The right item has 0.8 of the length; a wrong one more or less by half or twice 1e-6."""
+    @pytest.mark.parametrize(
+        ('ties', 'many'), [*((ties, functional.MANY) for ties in TIES), ('against', 0), ('for', 0)]
+    )
+    def test_scores_within_the_tolerance_are_equal(self, ties, many, monkeypatch):
+        """The right item has 0.8 of the length; a wrong one more or less by 0.5 or 1.5 times 1e-6.
+
+        One by one, and, beyond ``many`` right items, by search.
+        """
+        monkeypatch.setattr(functional, 'MANY', many)
         for step, counts in (
-            (-2e-6, (0, 0, 0)), (-5e-7, (1, 0, 1)), (5e-7, (1, 0, 1)), (2e-6, (1, 1, 1)),
+            (-1.5e-6, (0, 0, 0)), (-5e-7, (1, 0, 1)), (5e-7, (1, 0, 1)), (1.5e-6, (1, 1, 1)),
         ):  # fmt: skip
             gallery = torch.tensor([[0.8 + step, 0.6], [0.8, 0.6]], dtype=torch.float64)
             for scale in (1, 1e-3, 1e3):
@@ -212,6 +218,21 @@ class TestBothAhead:
             found, _ = both_ahead(others, transposed, ids, ids)
             _, back = both_ahead(transposed, others, ids, ids)
             assert int(found[0]) == int(back[0]) == expected
+
+    @pytest.mark.parametrize(
+        ('dim', 'tolerance', 'expected'), [(2, 1, 0), (512, 1, 0), (1024, 2, 1), (4096, 8, 1)]
+    )
+    def test_tolerance_grows_with_the_dimensions_beyond_512(self, dim, tolerance, expected):
+        """A wrong item 1.5e-6 below the right one."""
+        assert functional.tie(dim) == pytest.approx(tolerance * 1e-6, rel=1e-9)
+        query, gallery, ids = torch.zeros(2, dim), torch.zeros(2, dim), torch.tensor([1, 2])
+        query[0, 0] = 1  # the other has no length, nor any wrong item that is nearer
+        gallery[:, 0], gallery[:, 1] = torch.tensor([0.8, 0.8 - 1.5e-6]), 0.6
+        found, _ = both_ahead(query, gallery, ids, ids)
+        _, back = both_ahead(gallery, query, ids, ids)
+        listed = torch.tensor([[0, 1]])
+        alone = candidate_ahead(query[:1], gallery, listed, listed == 0)
+        assert [int(found[0]), int(back[0]), int(alone)] == [expected] * 3
 
     def test_order_is_that_of_the_rows_given_not_of_ids(self):
         ids = torch.tensor([5, 9, -3, 7])
@@ -255,10 +276,18 @@ class TestBothAhead:
             found = candidate_ahead(same, same, listed, right, ties=ties, chunk=chunk)
             assert found.flatten().tolist() == expected
 
-    def test_model_without_length_is_constant(self):
+    @pytest.mark.parametrize('many', [functional.MANY, 0])
+    def test_model_without_length_is_constant(self, many, monkeypatch):
+        """Its tolerance is 0, so equal scores alone are ties."""
+        monkeypatch.setattr(functional, 'MANY', many)
         zero, ids = torch.zeros(5, 3), torch.arange(5)
         assert ranks(zero, zero, ids, ids).eq(5).all()
         assert both_ahead(zero, zero, ids, ids, ties='for')[1].eq(0).all()
+
+    def test_model_without_length_has_the_order_of_rows(self):
+        zero, ids = torch.zeros(5, 3), torch.arange(5)
+        for found in both_ahead(zero, zero, ids, ids, ties='order'):
+            assert found.flatten().equal(ids)
 
 
 class TestCandidateAhead:
@@ -337,9 +366,12 @@ def shared_process(rank, world, folder):
         (a, a_ids), (b, b_ids), chunk = random_sides(seed)
         sides = a, b, a_ids, b_ids
         counts = [x.tolist() for x in both_ahead(*sides, chunk=chunk, shared=True)]
+        own = a * (-1) ** rank, *sides[1:]  # what others have is no part of it
+        apart = [x.tolist() for x in (*both_ahead(*own, chunk=chunk), ranks(*own, chunk=chunk))]
         ordered = [a_ids.sort().values, b_ids.sort().values]
-        spans = functional._spans(a, b, *ordered, chunk, shared=True)
-        report.append((counts, sum(len(a[rows]) * len(b[columns]) for rows, columns, _ in spans)))
+        spans = tiles.spans(a, b, *ordered, chunk, shared=True)
+        area = sum(len(a[rows]) * len(b[columns]) for rows, columns, _ in spans)
+        report.append((counts, area, apart))
     with open(f'{folder}/{rank}.json', 'w') as file:
         json.dump(report, file)
     torch.distributed.destroy_process_group()
@@ -353,9 +385,12 @@ def test_work_shared_by_processes_is_that_of_one(tmp_path, world):
     for seed in range(12):
         (a, a_ids), (b, b_ids), chunk = random_sides(seed)
         alone = [x.tolist() for x in both_ahead(a, b, a_ids, b_ids, chunk=chunk)]
-        counts, areas = zip(*(report[seed] for report in reports), strict=True)
+        counts, areas, aparts = zip(*(report[seed] for report in reports), strict=True)
         assert list(counts) == [alone] * world
         assert sum(areas) == len(a) * len(b)  # nothing is counted twice
+        for rank, apart in enumerate(aparts):
+            own = a * (-1) ** rank, b, a_ids, b_ids
+            assert apart == [x.tolist() for x in (*both_ahead(*own), ranks(*own))]
         assert len(a) <= chunk or max(areas) < len(a) * len(b)
         at_rest += 0 in areas
     assert 0 < at_rest < 12  # some have fewer rows of tiles than processes
@@ -372,7 +407,7 @@ class TestTiles:
     def test_no_tile_is_larger_than_asked(self):
         (a, a_ids), (b, b_ids), _ = random_sides(11)
         a_ids, b_ids = a_ids.sort().values, b_ids.sort().values
-        spans = functional._spans(a, b, a_ids, b_ids, chunk=2)
+        spans = tiles.spans(a, b, a_ids, b_ids, chunk=2)
         shapes = [(len(a[rows]), len(b[columns])) for rows, columns, _ in spans]
         assert max(max(shape) for shape in shapes) == 2
         assert sum(math.prod(shape) for shape in shapes) == len(a) * len(b)
@@ -400,7 +435,7 @@ class TestTiles:
         a = torch.randn(100, 4, generator=torch.manual_seed(0))
         found = [
             (rows.start, columns.start, int(right.sum()))
-            for rows, columns, right in functional._spans(a, a, ids, ids, 10, only_right=True)
+            for rows, columns, right in tiles.spans(a, a, ids, ids, 10, only_right=True)
         ]
         assert sum(right for *_, right in found) == int((ids[:, None] == ids).sum())
         assert all(abs(row - column) <= 10 for row, column, _ in found)

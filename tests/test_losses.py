@@ -1,6 +1,7 @@
 """InfoNCE against loops, open_clip and itself on one, two and three processes."""
 
 import math
+import warnings
 
 import pytest
 import references_models as references
@@ -11,9 +12,11 @@ import torch.multiprocessing as mp
 import torch.nn.functional as F
 from mmengine.model import MMDistributedDataParallel
 from mmengine.registry import DefaultScope
+from open_clip.loss import ClipLoss
 
 from eiclip_mm.models import EALearner, InfoNCE, losses
-from eiclip_mm.models.losses import gather, mean_over_processes
+from eiclip_mm.models.losses import gather, mean_over_processes, sum_over_processes
+from eiclip_mm.registry import MODELS
 
 N, D = 7, 5
 CASES = {
@@ -82,8 +85,6 @@ def test_text_ids_count_only_where_asked():
 
 
 def test_equals_open_clip():
-    from open_clip.loss import ClipLoss  # not above: a spawned process would import it first
-
     leaves, unit, ids = case(**CASES['one positive each'])
     value = InfoNCE()(**unit, **ids)
     expected = ClipLoss()(unit['image'], unit['product'][0], unit['log_scale'].exp())
@@ -153,6 +154,17 @@ class TestOneProcess:
         assert gather(x) is x
         assert mean_over_processes(x) is x
 
+    def test_a_sum_is_the_number_itself_without_gradient(self):
+        x = torch.tensor(3.0, requires_grad=True)
+        total = sum_over_processes(x)
+        assert total == 3
+        assert not total.requires_grad
+
+
+def test_configs_name_it():
+    loss = MODELS.build(dict(type='eiclip_mm.InfoNCE', same_text=True))
+    assert isinstance(loss, InfoNCE) and loss.same_text
+
 
 # Everything the loss of EICLIP can hold: mixture of senses, learned prior, gates, entity loss.
 CONFIGS = dict(
@@ -207,6 +219,7 @@ def without_gradient(x, sizes):
 def loss_process(rank, folder):
     DefaultScope.get_instance('test', scope_name='eiclip_mm')
     torch.set_num_threads(1)
+    warnings.simplefilter('ignore')  # torch's about processes; the tests' own stay errors
     for world in (2, 3):
         if rank >= world:
             continue
@@ -255,7 +268,8 @@ def relative_difference(found, expected):
 
 
 def test_many_processes_equal_one(tmp_path):
-    mp.spawn(loss_process, (tmp_path,), nprocs=3)
+    # forked: three new interpreters would import everything again
+    mp.start_processes(loss_process, (tmp_path,), nprocs=3, start_method='fork')
     for name in CONFIGS:
         model = build(name)
         terms, grads = value_and_gradients(model, model, tiny.batch(model, GLOBAL_BATCH))

@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 TOOLS = ROOT / 'tools/analysis_tools'
 NOISE = {1: 6.0, 2: 2.0, 3: 1.5, 4: 1.3, 5: 1.2, 'oracle': 1.0}
 MINI = 'fashiongen_mini'
-INTERRUPTED = '\ninterrupted; the same command goes on from here\n'
+INTERRUPTED = '\ninterrupted; the same command, without --fresh, goes on from here\n'
 CLIP, ALL = f'configs/baselines/clip_{MINI}.py', f'configs/ablations/eiclip-all_{MINI}.py'
 
 

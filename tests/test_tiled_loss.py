@@ -227,6 +227,15 @@ def test_tiles_are_taken_from_the_size_where_they_win(monkeypatch):
     assert taken == [24, 23]
 
 
+def test_tiles_are_taken_from_512_rows_on_a_cpu(monkeypatch):
+    taken = []
+    tiles = losses.in_tiles
+    monkeypatch.setattr(losses, 'in_tiles', lambda *a: taken.append(len(a[1])) or tiles(*a))
+    for n in (511, 512):
+        loss_of(InfoNCE(), *batch(n))
+    assert taken == [512]
+
+
 def test_autocast_changes_neither_value_nor_gradients():
     leaves, ids = batch(senses=2, dtype=torch.float32)
     loss = InfoNCE(tiled=True)
@@ -292,7 +301,8 @@ def loss_process(rank, folder):
 
 
 def test_many_processes_equal_one(tmp_path):
-    mp.spawn(loss_process, (tmp_path,), nprocs=3)
+    # forked: three new interpreters would import everything again
+    mp.start_processes(loss_process, (tmp_path,), nprocs=3, start_method='fork')
     _, ids = batch()
     for found in ids.values():  # positives straddle the processes of every split
         assert len(set(found[:8].tolist()) & set(found[17:].tolist())) > 1

@@ -1,5 +1,6 @@
-"""Tools that take a config: one that is not there, one of the package, and keywords of its data."""
+"""Tools that take a config: one that is not there, one of the package, what is read of it."""
 
+import copy
 import json
 import re
 import runpy
@@ -8,8 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmengine.config import Config
+from mmengine.optim import build_optim_wrapper
 
 from eiclip_mm.evaluation import Embeddings
+from eiclip_mm.registry import MODELS
 from eiclip_mm.structures import EntityVocab
 from eiclip_mm.utils import load_config
 
@@ -32,6 +36,8 @@ OF_A_CONFIG = {  # with what else each must be given
 DUMPS = {'a.npz', 'b.npz'}
 ABSENT = {
     'no.py': 'config no.py does not exist; name a file of configs/ or your own',
+    'folder': 'config folder is no file; name a file of configs/ or your own',
+    'notes.txt': "config notes.txt must end in one of ('.py', '.json', '.yml', '.yaml'), got",
     'eiclip_mm::no.py': "eiclip_mm has no config 'no.py'; a name is a path below",
 }
 
@@ -68,11 +74,13 @@ def test_an_absent_config_is_named(run, tmp_path, tool, name):
     dump = Embeddings(image=vector, image_product_id=id_, product=vector, product_id=id_)
     for file in DUMPS:
         dump.save(tmp_path / file)
+    (tmp_path / 'folder').mkdir()
+    (tmp_path / 'notes.txt').touch()
     with pytest.raises(SystemExit) as stopped:
         run(tool, *(name if word == 'CONFIG' else word for word in OF_A_CONFIG[tool]))
     assert isinstance(stopped.value.code, str)  # which is printed, without a traceback
     assert stopped.value.code.startswith(ABSENT[name])
-    assert {path.name for path in tmp_path.iterdir()} == DUMPS
+    assert {path.name for path in tmp_path.iterdir()} == DUMPS | {'folder', 'notes.txt'}
 
 
 def test_a_config_of_the_package_goes_by_name(run):
@@ -86,6 +94,54 @@ def test_a_config_of_the_package_goes_by_name(run):
     cfg = _cli.read_config(train.parse_args([f'eiclip_mm::{name}']))
     assert cfg.work_dir == 'work_dirs/clip_fashiongen_mini'
     assert cfg.model == load_config(TOOLS.parent / 'configs' / name).model
+
+
+PURE = """
+import torch
+from mmengine.optim import DefaultOptimWrapperConstructor, OptimWrapper
+from torch import float64
+
+model = dict(type=torch.nn.Linear, in_features=2, out_features=2, dtype=torch.float64)
+several = [dict(dtype=float64)]
+optim_wrapper = dict(
+    type=OptimWrapper,
+    constructor=DefaultOptimWrapperConstructor,
+    optimizer=dict(type=torch.optim.SGD, lr=0.1),
+)
+"""
+
+
+def test_of_a_pure_python_config_only_components_are_named(tmp_path):
+    """mmengine hands the other values on as they are; only its dumps hold their import paths."""
+    path = tmp_path / 'pure.py'
+    path.write_text(PURE, encoding='utf-8')
+    cfg = copy.deepcopy(load_config(path))
+    cfg.merge_from_dict({'optim_wrapper.optimizer.lr': 0.2})
+    assert cfg.several[0].dtype is torch.float64
+    assert dict(cfg.optim_wrapper) == dict(
+        type='mmengine.optim.OptimWrapper',
+        constructor='mmengine.optim.DefaultOptimWrapperConstructor',
+        optimizer=dict(type='torch.optim.SGD', lr=0.2),
+    )
+    model = MODELS.build(cfg.model)
+    assert model.weight.dtype is torch.float64
+    assert isinstance(build_optim_wrapper(model, cfg.optim_wrapper).optimizer, torch.optim.SGD)
+    cfg.dump(tmp_path / 'dumped.py')
+    dumped = Config.fromfile(tmp_path / 'dumped.py')
+    assert dumped.to_dict() == cfg.to_dict() and dumped.model.dtype == 'torch.float64'
+
+
+@pytest.mark.parametrize(
+    ('given', 'said'),
+    [
+        (['--keywords', '-3'], '--keywords: found -3, expected 1 or more, or 0 for none.'),
+        (['--min-count', '0'], '--min-count: found 0, expected 1 or more.'),
+    ],
+)
+def test_numbers_that_none_could_miss(run, given, said):
+    with pytest.raises(SystemExit) as stopped:
+        run('dataset_converters/build_entities.py', 'config.py', *given)
+    assert stopped.value.code == said
 
 
 @pytest.mark.parametrize(

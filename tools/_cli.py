@@ -39,7 +39,7 @@ def read_config(args: argparse.Namespace) -> Config:
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     try:
         cfg = load_config(args.config)
-    except FileNotFoundError as error:
+    except OSError as error:
         raise SystemExit(str(error)) from error
     epochs = (cfg.get('train_cfg') or {}).get('max_epochs')
     cfg.merge_from_dict(checked_options(cfg, args.cfg_options or {}))

@@ -36,7 +36,8 @@ def ends_at_once() -> Iterator[None]:
     """Ctrl-C ends this process whatever its threads wait for, and its tools end with it."""
 
     def end(*_) -> None:
-        os.write(2, b'\ninterrupted; the same command goes on from here\n')  # print may be at work
+        said = b'\ninterrupted; the same command, without --fresh, goes on from here\n'
+        os.write(2, said)  # print may be at work
         os._exit(130)
 
     before = signal.signal(signal.SIGINT, end)

@@ -193,6 +193,12 @@ def _of_config(path: Path, split: str) -> ProductDataset:
     return DATASETS.build(dict(loader.dataset, **changes, _scope_='eiclip_mm'))
 
 
+def _absolute(file: str) -> str:
+    """Its path without ``..``, which behind a link leads elsewhere; the file itself may be one."""
+    folder, name = os.path.split(file)
+    return os.path.join(os.path.realpath(folder), name)
+
+
 def _items(data: ProductDataset) -> Iterator[Item]:
     prices: dict[int | None, float] = {}
     if isinstance(data, FashionGen):
@@ -201,7 +207,7 @@ def _items(data: ProductDataset) -> Iterator[Item]:
     for record in data.records():
         row = record.get('row')
         price = prices.get(row)
-        file = os.path.abspath(record['img_path'] if row is None else record['h5_path'])
+        file = _absolute(record['img_path'] if row is None else record['h5_path'])
         yield Item(
             id=str(record['product_id']),
             text_fields=record['text_fields'],

@@ -1,5 +1,6 @@
 """Tables of a shop, CSV or parquet: each row as text by column, and which columns are numbers."""
 
+import codecs
 import csv
 import math
 import re
@@ -16,6 +17,12 @@ from .filters import number
 TABLES = ('.csv', '.parquet')
 SEVERAL = '|'  # between the values of one cell
 MISSING = ('', 'nan', 'null', 'none', 'na', 'n/a', '#n/a', '<na>')  # in any case
+_MARKS = {  # UTF-32 first: its mark begins with that of UTF-16
+    codecs.BOM_UTF32_LE: 'utf-32',
+    codecs.BOM_UTF32_BE: 'utf-32',
+    codecs.BOM_UTF16_LE: 'utf-16',
+    codecs.BOM_UTF16_BE: 'utf-16',
+}
 _CODE = re.compile(r'[-+]?0\d')  # 0003 is not 3
 
 
@@ -80,7 +87,8 @@ def cells(path: Path) -> Iterator[tuple[str, dict[str, str]]]:
     Several values of a parquet cell are joined by ``|``; an empty cell is ``''``.
 
     Raises:
-        ValueError: the file is damaged, not UTF-8, or its rows do not fit its columns.
+        ValueError: the file is damaged, not UTF-8, or its rows do not fit its columns; a parquet
+            column holds other than texts, numbers and lists of them.
         ImportError: parquet without pyarrow.
     """
     rows = _csv(path) if path.suffix.lower() == '.csv' else _parquet(path)
@@ -121,10 +129,23 @@ def _csv(path: Path) -> Iterator[tuple[str, list[str]]]:
     except UnicodeDecodeError as error:
         raise ValueError(
             f'{path} is not UTF-8 ({error.reason}, byte {error.start}); save it as UTF-8, or '
-            f'convert it: iconv -f latin1 -t utf-8 {path.name}'
+            f'convert it: iconv -f {_encoding(path)} -t utf-8 {path.name}'
         ) from error
     except csv.Error as error:
+        if str(error).startswith('field larger'):
+            raise ValueError(
+                f'{path}, up to line {reader.line_num}: a cell is longer than '
+                f'{csv.field_size_limit():,} characters; shorten it, or close the double quote '
+                'that it begins with.'
+            ) from error
         raise ValueError(f'{path} is not CSV, line {reader.line_num}: {error}.') from error
+
+
+def _encoding(path: Path) -> str:
+    """By the byte order mark of a file that is not UTF-8; without one a guess."""
+    with open(path, 'rb') as file:
+        head = file.read(4)
+    return next((name for mark, name in _MARKS.items() if head.startswith(mark)), 'latin1')
 
 
 def _parquet(path: Path) -> Iterator[tuple[str, list[str]]]:
@@ -138,16 +159,31 @@ def _parquet(path: Path) -> Iterator[tuple[str, list[str]]]:
         with parquet.ParquetFile(path) as file:
             names = file.schema_arrow.names
             yield 'the schema', names
+            places = [f'{path}, column {name!r}' for name in names]
             rows = (row for batch in file.iter_batches(4096) for row in batch.to_pylist())
             for count, row in enumerate(rows, 1):
-                yield f'row {count}', [_text(row[name]) for name in names]
+                texts = map(_text, map(row.__getitem__, names), places)
+                yield f'row {count}', list(texts)
     except ArrowException as error:
         raise ValueError(f'{path} is not a readable parquet file: {error!s:.200}') from error
 
 
-def _text(value: Any) -> str:
+def _text(value: Any, where: str) -> str:
+    """A cell of parquet; ``where`` is for errors."""
     if isinstance(value, list):
-        return SEVERAL.join(_text(inner) for inner in value)
+        return SEVERAL.join(_text(inner, where) for inner in value)
+    if isinstance(value, bytes):
+        try:
+            return value.decode()
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f'{where} holds bytes that are no UTF-8 text; make it text, or leave it out.'
+            ) from error
+    if isinstance(value, dict | tuple):  # a tuple: an entry of a map
+        raise ValueError(
+            f'{where} holds structs or maps, expected texts, numbers or lists of them; make each '
+            'field a column of its own, or leave it out.'
+        )
     if isinstance(value, float):
         if math.isnan(value):
             return ''

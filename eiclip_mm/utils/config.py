@@ -1,26 +1,55 @@
 """Config files in either of mmengine's styles."""
 
 from pathlib import Path
+from typing import Any
 
 from mmengine.config import Config
+from mmengine.config.lazy import LazyAttr, LazyObject
+
+KINDS = ('.py', '.json', '.yml', '.yaml')
+NAMES = ('type', 'constructor')  # keys whose classes a registry finds by import path
 
 
 def load_config(path: str | Path) -> Config:
-    """A config file as plain data: a class that stands in it becomes its import path.
+    """A config file whose components are named: a class as ``type`` becomes its import path.
 
     That is what a run dumps of a pure-Python config, and what its checkpoints hold; mmengine's own
-    ``Config.fromfile`` gives the classes themselves.
+    ``Config.fromfile`` gives the classes themselves. Other imported values, such as
+    ``dtype=torch.float64``, stay what they are; but mmengine's dumps, and so checkpoints, hold
+    their import paths, which are not read back: where the model has one, ``EICLIPInferencer``
+    needs the config itself.
 
     Args:
         path: a file, or ``eiclip_mm::NAME.py`` for a config of this package.
 
     Raises:
         FileNotFoundError: there is none.
+        OSError: a file of another kind.
     """
-    if not str(path).startswith('eiclip_mm::') and not Path(path).is_file():
-        raise FileNotFoundError(
-            f'config {path} does not exist; name a file of configs/ or your own, or '
-            'eiclip_mm::NAME.py, such as eiclip_mm::eiclip_fashiongen.py'
-        )
+    if not str(path).startswith('eiclip_mm::'):
+        _check(Path(path))
     config = Config.fromfile(path)
-    return Config(config.to_dict(), filename=config.filename)
+    # to_dict would make text of every imported value
+    return Config(_named(config._to_lazy_dict()), filename=config.filename)
+
+
+def _check(path: Path) -> None:
+    if not path.is_file():
+        raise FileNotFoundError(
+            f'config {path} {"is no file" if path.exists() else "does not exist"}; name a file of '
+            'configs/ or your own, or eiclip_mm::NAME.py, such as '
+            'eiclip_mm::eiclip_fashiongen.py'
+        )
+    if path.suffix not in KINDS:
+        raise OSError(f'config {path} must end in one of {KINDS}, got {path.suffix!r}.')
+
+
+def _named(value: Any, key: str = '') -> Any:
+    """Plain data, with the import paths of what stands under :data:`NAMES`."""
+    if isinstance(value, dict):
+        return {name: _named(inner, name) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_named(inner) for inner in value)
+    if key in NAMES and isinstance(value, LazyObject | LazyAttr):
+        return f'{value.module}.{value}'
+    return value

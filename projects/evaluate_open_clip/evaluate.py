@@ -37,6 +37,7 @@ def main() -> None:
     parser.add_argument('--out', help='file for the embeddings, which tools/analysis_tools read')
     args = parser.parse_args()
     open_clip.add_model_config(Path(__file__).with_name('tiny-clip.json'))
+    torch.manual_seed(0)  # of random weights
     model, _, transform = open_clip.create_model_and_transforms(args.model, args.pretrained)
     tokenizer = open_clip.get_tokenizer(args.model)
     embeddings = embed(args.data, model.eval(), transform, tokenizer)

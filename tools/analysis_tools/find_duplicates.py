@@ -79,7 +79,7 @@ def main(argv: list[str] | None = None) -> None:
         parser.error(f'--distance is a number of bits from 0 to 64, got {args.distance}')
     try:
         cfg = load_config(args.config)
-    except FileNotFoundError as error:
+    except OSError as error:
         raise SystemExit(str(error)) from error
     init_default_scope('eiclip_mm')
     datasets = {split: build(cfg, split) for split in ('train', 'test')}

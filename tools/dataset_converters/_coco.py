@@ -38,6 +38,14 @@ def vocabulary(
     return add_keywords(vocab, (product['title'] for product in train), keywords)
 
 
+def check_counts(min_count: int, keywords: int) -> None:
+    """Refuse numbers of products that no name or word could miss."""
+    if min_count < 1:
+        raise InputError(f'--min-count: found {min_count}, expected 1 or more.')
+    if keywords < 0:
+        raise InputError(f'--keywords: found {keywords}, expected 1 or more, or 0 for none.')
+
+
 def with_entity(splits: Mapping[str, Sequence[dict]], types: Sequence[str]) -> dict:
     """For each split and type, how many products have an entity of it."""
     return {
@@ -73,6 +81,6 @@ def listed(left_out: Mapping[str, Sequence[dict]]) -> str:
     """What was left out, a line a reason, with its first row."""
     lines = []
     for reason, rows in left_out.items():
-        first = (str(v) if key == 'place' else f'{key} {v}' for key, v in rows[0].items())
+        first = (('' if key == 'place' else f'{key} ') + f'{v!s:.80}' for key, v in rows[0].items())
         lines.append(f'  {reason}: {len(rows):,}, e.g. {", ".join(first)}')
     return '\n'.join(lines)

@@ -68,6 +68,16 @@ def image_size(path: Path, verify: bool = False) -> tuple[int, int]:
         raise InputError(f'{type(error).__name__}: {error}') from error
 
 
+def relative(path: Path, out: Path) -> str:
+    """Name of a photo, seen from ``out``.
+
+    Links to either folder are followed first, for ``..`` behind one leads elsewhere; a photo that
+    is a link keeps its name.
+    """
+    folder = os.path.relpath(os.path.realpath(path.parent), os.path.realpath(out))
+    return (Path(folder) / path.name).as_posix()
+
+
 def add_images(
     products: list[dict], paths: dict[int, Path], out: Path, verify: bool, skip
 ) -> list[dict]:
@@ -84,6 +94,5 @@ def add_images(
         except InputError as error:
             skip('photo cannot be read', **at, found=str(error))
             continue
-        name = Path(os.path.relpath(path, out)).as_posix()
-        kept.append(dict(product, file_name=name, width=width, height=height))
+        kept.append(dict(product, file_name=relative(path, out), width=width, height=height))
     return kept

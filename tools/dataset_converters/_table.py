@@ -1,6 +1,7 @@
 """The rows of a shop's table that can be used: ids, texts, photos, entities."""
 
 import hashlib
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -70,13 +71,17 @@ def read_products(path: Path, images: Path, columns: Columns, skip) -> Iterator[
 
 def readable(cell: str, images: Path, skip, **at) -> Iterator[dict]:
     """Path and size in pixels of the photos of a cell that can be opened."""
-    # names of files are taken as they are: cleaning would spoil "a&amp;b.jpg"
-    names = [name for name in map(str.strip, cell.split(SEVERAL)) if name]
+    # names of files are not cleaned, which would spoil "a&amp;b.jpg"; a ".." is taken out, for
+    # behind a link it would lead elsewhere
+    names = [os.path.normpath(name) for name in map(str.strip, cell.split(SEVERAL)) if name]
     if not names:
         skip('no photo is named', **at)
-    for name in names:
+    for name in dict.fromkeys(names):
+        if os.path.isabs(name) or name.split(os.sep)[0] == os.pardir:
+            skip('photo lies outside of --images', **at, photo=name)
+            continue
         path = images / name
-        if not path.is_file():
+        if not os.path.isfile(path):  # a Path's own raises where the name is too long
             skip('photo is missing', **at, photo=name)
             continue
         try:

@@ -35,9 +35,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument('--out', help="file to write; by default the config's vocabulary")
     args = parser.parse_args(argv)
+    if args.min_count < 1:
+        raise SystemExit(f'--min-count: found {args.min_count}, expected 1 or more.')
+    if args.keywords < 0:
+        raise SystemExit(f'--keywords: found {args.keywords}, expected 1 or more, or 0 for none.')
     try:
         cfg = load_config(args.config)
-    except FileNotFoundError as error:
+    except OSError as error:
         raise SystemExit(str(error)) from error
     init_default_scope('eiclip_mm')
     vocab = build(cfg, args.types, args.min_count, args.keywords)

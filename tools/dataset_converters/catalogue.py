@@ -14,12 +14,21 @@ and ``converter_report.json``, which lists what was left out. Photos stay where 
 """
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from _coco import InputError, hash_split, listed, summary, vocabulary, with_entity, write_json
+from _coco import (
+    InputError,
+    check_counts,
+    hash_split,
+    listed,
+    summary,
+    vocabulary,
+    with_entity,
+    write_json,
+)
+from _photos import relative
 from _table import Columns, read_products
 
 from eiclip_mm.apis.tables import TABLES
@@ -45,7 +54,7 @@ def coco(products: Sequence[dict], split: str, types: Sequence[str], out: Path) 
                     id=len(images) + 1,
                     product_id=product['id'],
                     source_id=product['source_id'],
-                    file_name=Path(os.path.relpath(photo['path'], out)).as_posix(),
+                    file_name=relative(photo['path'], out),
                     width=photo['width'],
                     height=photo['height'],
                 )
@@ -80,13 +89,16 @@ def convert(
     """
     table, out = Path(table), Path(out)
     images = table.parent if images is None else Path(images)
-    check(table, images, entities, val_share, keywords)
+    check(table, images, out, entities, val_share, keywords)
+    check_counts(min_count, keywords)
     left_out: dict[str, list] = {}
 
     def skip(reason: str, **what) -> None:
         left_out.setdefault(reason, []).append(what)
 
     products = list(read_products(table, images, Columns(tuple(entities), **columns), skip))
+    if not products and not left_out:
+        raise InputError(f'{table} has no rows, expected a row a product below the header.')
     if left_out and on_error == 'raise':
         raise InputError(
             f'{table} has rows that cannot be used; nothing was written.\n'
@@ -120,13 +132,16 @@ def convert(
 
 
 def check(
-    table: Path, images: Path, entities: Sequence[str], val_share: float, keywords: int
+    table: Path, images: Path, out: Path, entities: Sequence[str], val_share: float, keywords: int
 ) -> None:
     """Refuse what no row could mend."""
     if not table.is_file() or table.suffix.lower() not in TABLES:
         raise InputError(f'{table}: expected a file that ends in {" or ".join(TABLES)}.')
     if not images.is_dir():
         raise InputError(f'--images: {images} is not there, expected the folder of the photos.')
+    there = next(path for path in (out, *out.parents) if path.exists())
+    if not there.is_dir():
+        raise InputError(f'--out: {there} is a file, expected a folder, or none yet.')
     if not 0 < val_share < 1:
         raise InputError(f'--val-share: found {val_share}, expected a number between 0 and 1.')
     if keywords and 'keyword' in entities:
@@ -177,7 +192,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Command line."""
     try:
         report = convert(**vars(parse_args(argv)))
-    except (ValueError, ImportError) as error:
+    except (ValueError, OSError, ImportError) as error:
         sys.exit(f'{Path(__file__).name}: {error}')
     print(summary(report, report['left_out']))
 

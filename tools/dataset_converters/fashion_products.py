@@ -20,7 +20,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from _brands import Brands
-from _coco import InputError, hash_split, summary, vocabulary, with_entity, write_json
+from _coco import (
+    InputError,
+    check_counts,
+    hash_split,
+    summary,
+    vocabulary,
+    with_entity,
+    write_json,
+)
 from _photos import add_images, extract_images, find_images
 from tqdm import tqdm
 
@@ -201,6 +209,7 @@ def convert(
     styles, images, out = Path(styles), Path(images), Path(out)
     types = check_types(styles, types)
     check(images, val_share)
+    check_counts(min_count, keywords)
     skipped: dict[str, list] = {}
     archive_notes: list[str] = []
 
@@ -292,7 +301,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument('--verify-images', action='store_true', help='decode every photo')
     try:
         report = convert(**vars(parser.parse_args(argv)))
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         sys.exit(f'{Path(__file__).name}: {error}')
     print(f'{report["rows"]:,} rows of {report["styles"]}')
     print(summary(report, report['skipped']))

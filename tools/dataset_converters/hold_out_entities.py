@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> None:
         )
     try:
         cfg = load_config(args.config)
-    except FileNotFoundError as error:
+    except OSError as error:
         raise SystemExit(str(error)) from error
     init_default_scope('eiclip_mm')
     datasets = {split: build(cfg, split) for split in ('train', 'test')}

@@ -30,7 +30,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     try:
         cfg = load_config(args.config)
-    except FileNotFoundError as error:
+    except OSError as error:
         raise SystemExit(str(error)) from error
     init_default_scope('eiclip_mm')
     wanted = [args.split] if args.split else SPLITS
@@ -90,7 +90,8 @@ def report_entities(dataset: ProductDataset) -> None:
             if vocab and type_ in vocab.types:
                 unknown[type_] += any(vocab.id(type_, key) == UNKNOWN for key in keys)
     for type_ in dict.fromkeys((*names, *(vocab.types if vocab else ()))):
-        line = f'{type_:28} {len(names.get(type_, ()))} names in {products[type_]} products'
+        held = f'{len(names[type_])} names in {products[type_]} products' if type_ in names else ''
+        line = f'{type_:28} {held or "not in the metadata, read from texts"}'
         if vocab and type_ in vocab.types:
             line += f'; vocabulary of {vocab.size(type_) - 1}, unknown in {unknown[type_]} products'
         print(line)

@@ -68,7 +68,7 @@ def mentions(tokenizer: EntityTokenizer | None, text: str) -> list[tuple[int, in
     ]
 
 
-class TestSplit:
+class SplitProducts:
     """Texts, metadata and photos of a config's test split, by product id.
 
     Args:

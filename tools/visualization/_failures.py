@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 import torch.nn.functional as F
-from _catalogue import TestSplit
+from _catalogue import SplitProducts
 from _ranked import Ranked
 from torch import Tensor
 
@@ -30,7 +30,7 @@ class Failures:
         lead: (P,) score of the right item less that of the best wrong one; failures have none.
     """
 
-    def __init__(self, answers: Ranked, products: TestSplit, direction: str):
+    def __init__(self, answers: Ranked, products: SplitProducts, direction: str):
         ids = answers.product_id.tolist()
         self.failed = np.flatnonzero(answers.rank > 1)
         self.first, self.lead = best_wrong(answers.queries, answers.gallery)

@@ -10,7 +10,7 @@ import argparse
 from pathlib import Path
 
 import numpy as np
-from _catalogue import TestSplit, add_page_options, write_page
+from _catalogue import SplitProducts, add_page_options, write_page
 from _ranked import PROTOCOL, Ranked, add_direction, named, ranked
 
 import eiclip_mm  # noqa: F401  (checks the installation)
@@ -35,7 +35,7 @@ def main(argv: list[str] | None = None) -> None:
         dumps = {path: Embeddings.load(path) for path in (args.a, args.b)}
         for doubt in different(dumps):
             raise ValueError(doubt)
-        products = TestSplit(args.config)
+        products = SplitProducts(args.config)
         products.check(dumps)
         sides = [ranked(dump, args.direction) for dump in dumps.values()]
         rows, count = picked(*(side.rank for side in sides), args.pick, args.number)
@@ -93,7 +93,7 @@ def picked(before: np.ndarray, after: np.ndarray, pick: str, number: int) -> tup
     return chosen, dict(gains=len(gains), losses=len(losses)).get(pick, len(gains) + len(losses))
 
 
-def asked(row: int, sides: list[Ranked], products: TestSplit) -> Asked:
+def asked(row: int, sides: list[Ranked], products: SplitProducts) -> Asked:
     """A query with what both models find."""
     ids = sides[0].product_id.tolist()
     found = tuple(

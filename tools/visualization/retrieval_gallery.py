@@ -10,7 +10,7 @@ first; the page says what these have in common with the right one, beside what c
 import argparse
 
 import numpy as np
-from _catalogue import TestSplit, add_page_options, write_page
+from _catalogue import SplitProducts, add_page_options, write_page
 from _failures import Failures, groups
 from _ranked import PROTOCOL, TOP, Ranked, add_direction, named, ranked
 
@@ -32,7 +32,7 @@ def main(argv: list[str] | None = None) -> None:
     try:
         check_writable(args.out)
         dump = Embeddings.load(args.embeddings)
-        products = TestSplit(args.config)
+        products = SplitProducts(args.config)
         products.check({args.embeddings: dump})
         gallery = make(args, dump, products)
     except (ValueError, OSError, ImportError) as error:
@@ -59,7 +59,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def make(args: argparse.Namespace, dump: Embeddings, products: TestSplit) -> Gallery:
+def make(args: argparse.Namespace, dump: Embeddings, products: SplitProducts) -> Gallery:
     """All that the page shows."""
     answers = ranked(dump, args.direction)
     failures = Failures(answers, products, args.direction)
@@ -105,7 +105,7 @@ def asked(
     row: int,
     answers: Ranked,
     failures: Failures,
-    products: TestSplit,
+    products: SplitProducts,
     values: list[str] | None,
 ) -> Query:
     """A query with the first items that it finds, and the right one behind them."""

@@ -20,7 +20,7 @@ class KeepFrequent(CESelector):
     def __init__(self, vocab: EntityVocab, at_least: int):
         super().__init__(vocab)
         counts = torch.tensor([0, *(n for own in vocab.counts.values() for n in own)])  # (N + 1,)
-        self.register_buffer('keep', (counts >= at_least).float())
+        self.register_buffer('keep', (counts >= at_least).float(), persistent=False)
 
     def forward(self, text: Tensor, entity_ids: Tensor) -> Tensor:
         """(B, D) text features and (B, K, M) entity ids -> (B, K, M) weights in [0, 1]."""
