@@ -1,5 +1,6 @@
 """What the converters share: the split of an id, the vocabulary, files written, what is said."""
 
+import argparse
 import json
 import zlib
 from collections.abc import Mapping, Sequence
@@ -36,6 +37,20 @@ def vocabulary(
     if not keywords:
         return vocab
     return add_keywords(vocab, (product['title'] for product in train), keywords)
+
+
+def add_vocabulary_options(parser: argparse.ArgumentParser) -> None:
+    """``--min-count`` and ``--keywords``, which :func:`check_counts` checks."""
+    parser.add_argument(
+        '--min-count', type=int, default=2, help='train products that a name needs (default 2)'
+    )
+    parser.add_argument(
+        '--keywords',
+        type=int,
+        default=5,
+        metavar='COUNT',
+        help='words of so many train texts become entities of type keyword; 0: none (default 5)',
+    )
 
 
 def check_counts(min_count: int, keywords: int) -> None:

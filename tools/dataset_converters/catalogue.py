@@ -20,6 +20,7 @@ from pathlib import Path
 
 from _coco import (
     InputError,
+    add_vocabulary_options,
     check_counts,
     hash_split,
     listed,
@@ -175,16 +176,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         '--val-share', type=float, default=0.125, help='share of products in val (default 0.125)'
     )
-    parser.add_argument(
-        '--min-count', type=int, default=2, help='train products that a name needs (default 2)'
-    )
-    parser.add_argument(
-        '--keywords',
-        type=int,
-        default=5,
-        metavar='COUNT',
-        help='words of so many train texts become entities of type keyword; 0: none (default 5)',
-    )
+    add_vocabulary_options(parser)
     return parser.parse_args(argv)
 
 

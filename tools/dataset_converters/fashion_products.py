@@ -22,6 +22,7 @@ from pathlib import Path
 from _brands import Brands
 from _coco import (
     InputError,
+    add_vocabulary_options,
     check_counts,
     hash_split,
     summary,
@@ -286,16 +287,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     split.add_argument(
         '--val-share', type=float, default=0.125, help='else: share of val, by a hash of the id'
     )
-    parser.add_argument(
-        '--min-count', type=int, default=2, help='train products that an entity needs'
-    )
-    parser.add_argument(
-        '--keywords',
-        type=int,
-        default=5,
-        metavar='COUNT',
-        help='words of so many train titles become entities of type keyword; 0: none (default 5)',
-    )
+    add_vocabulary_options(parser)
     parser.add_argument('--types', nargs='+', help=f'entity types: brand {" ".join(COLUMNS)}')
     parser.add_argument('--limit', type=int, help='only the first rows, to try it out')
     parser.add_argument('--verify-images', action='store_true', help='decode every photo')
