@@ -151,8 +151,13 @@ def _run(argv: list[str]) -> None:
     if reason:
         return check(argv)
     sys.argv = list(argv)
-    sys.path.insert(0, str(Path(argv[0]).resolve().parent))
+    # what the interpreter does at its start
+    sys.path[:0] = [str(Path(argv[0]).resolve().parent), *_python_path()]
     runpy.run_path(argv[0], run_name='__main__')
+
+
+def _python_path() -> list[str]:
+    return [os.path.abspath(part) for part in os.environ['PYTHONPATH'].split(os.pathsep) if part]
 
 
 def check(argv: list[str]) -> None:
