@@ -54,7 +54,7 @@ demo: $(ENVIRONMENT)
 	$(PY) demo/app.py $(CHECKPOINT) $(if $(CATALOGUE),--catalogue $(CATALOGUE)) $(ARGS)
 
 test: $(ENVIRONMENT)
-	$(PY) -m pytest -n $(JOBS) $(ARGS)
+	$(PY) -m pytest -n $(JOBS) --dist worksteal $(ARGS)
 
 train: $(ENVIRONMENT)
 ifneq ($(filter 0 1,$(GPUS)),)

@@ -70,7 +70,9 @@ class Shell:
                 text = text.format(python=sys.executable, address=address)
             (folder / name).write_text(text)
             (folder / name).chmod(0o755)
-        self.environment = os.environ | dict(
+        # `make test ARGS=...` is no part of what a page's `make` is given
+        bare = {k: v for k, v in os.environ.items() if k != 'ARGS' and not k.startswith('MAKE')}
+        self.environment = bare | dict(
             PATH=f'{folder}:{os.environ["PATH"]}', PYTHON='python', PYTHONPATH=str(ROOT),
             OMP_NUM_THREADS='1', NO_COLOR='1', COLUMNS='100',
         )  # fmt: skip
