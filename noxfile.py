@@ -5,6 +5,7 @@
     nox --list                  which there are
     nox -s oldest               one of them
     nox -s lock-3.12            the lock on one Python
+    nox -s audit                known faults of the lock's packages, and risky calls in the code
 
 Each session makes an environment below .nox/, runs ``TESTS`` there, and adds a row of the table in
 docs/install.md to .nox/versions.md. It removes the environment if no test failed: PyTorch for Linux
@@ -49,6 +50,15 @@ REQUIRED = ('-r', 'requirements/runtime.txt', '-r', 'requirements/mminstall.txt'
 DEV = (*REQUIRED, '-r', 'requirements/dev.txt')
 LOCK = 'requirements/lock.txt'
 FORKS = ('onedl-mmengine', 'onedl-mmcv', 'onedl-mmpretrain')
+CODE = ('eiclip_mm', 'tools', 'demo', 'projects', 'setup.py')
+ANSWERED = {  # rules of bandit, and why what they find is meant
+    'B101': 'asserts say what our own code promises; input is checked by exceptions',
+    'B108': '/dev/shm is looked at, never written to by name',
+    'B311': 'random draws are repeatable on purpose; no key is made of them',
+    'B404': 'programs are started, see B603',
+    'B603': 'always with a list of arguments and without a shell; they come from the command line',
+    'B607': 'git and the like are found on the PATH, as the user calls them',
+}
 SHOWN = (
     'torch', 'torchvision', 'numpy', 'h5py', 'mmengine', 'mmcv', 'mmpretrain', 'open_clip_torch',
     'timm', 'pillow', 'transformers',
@@ -92,6 +102,14 @@ def bare(session: nox.Session) -> None:
     session.run('uv', 'pip', 'check', external=True)
     session.install('pytest', 'hypothesis', '-c', LOCK)
     check(session, *TESTS, *TOOLS)
+
+
+@nox.session(python='3.11', default=False)
+def audit(session: nox.Session) -> None:
+    """pip-audit on the lock, which asks PyPI what is known of it, and bandit on the code."""
+    session.install('bandit', 'pip-audit')
+    session.run('bandit', '-q', '-r', *CODE, '--skip', ','.join(ANSWERED))
+    session.run('pip-audit', '-r', LOCK, '--no-deps', '--disable-pip', '--strict')
 
 
 def check(session: nox.Session, *tests: str, strict: bool = True, complete: bool = True) -> None:

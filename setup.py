@@ -81,7 +81,7 @@ METADATA = dict(
         if path.stem not in (*REQUIRED, 'lock')
     },
     packages=find_packages(include=['eiclip_mm', 'eiclip_mm.*']),
-    package_data={'': ['*.html', 'py.typed']},
+    package_data={'': ['*.html', 'py.typed'], 'eiclip_mm': ['schemas/*.json']},
     zip_safe=False,
     cmdclass={'build_py': BuildWithMim},
 )

@@ -33,7 +33,8 @@ try:
     from fastapi.responses import FileResponse
     from fastapi.staticfiles import StaticFiles
 
-    from eiclip_mm.apis.service import create_app
+    from eiclip_mm.apis.connections import connection
+    from eiclip_mm.apis.service import Limits, create_app
 except ImportError as error:
     raise SystemExit(f"{error}; the demo needs pip install 'eiclip_mm[serve]'.") from error
 
@@ -96,7 +97,14 @@ def serve(search: CatalogueSearch, args: argparse.Namespace) -> None:
     if args.open:
         threading.Timer(1, webbrowser.open, [address]).start()
     app = demo_app(search, search.encoder)
-    uvicorn.run(app, host='127.0.0.1', port=args.port, log_level=logging.WARNING)
+    uvicorn.run(
+        app,
+        host='127.0.0.1',
+        port=args.port,
+        http=connection(Limits()),
+        ws='none',
+        log_level=logging.WARNING,
+    )
 
 
 def quickstart() -> Path:

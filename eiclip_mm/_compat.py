@@ -10,7 +10,7 @@ import contextlib
 import functools
 import importlib.metadata
 import importlib.util
-import os
+import pickle  # nosec B403: for its class of error
 import re
 import sys
 import warnings
@@ -174,37 +174,36 @@ def _torchvision_is_built_for_cuda() -> bool:
     return bool(re.search(r"__version__ = '[^'+]+\+cu", version.read_text(encoding='utf-8')))
 
 
-def mmengine_local_checkpoints() -> bool:
-    """Let mmengine read the checkpoints it writes: resume, ``load_from`` and tools/test.py.
+def checkpoints_as_data() -> None:
+    """Let mmengine read checkpoints: whole ones, and nothing in them that runs.
 
-    Breakage: ``UnpicklingError: Weights only load failed``. torch 2.6 made ``weights_only=True``
-    the default of torch.load, and a training checkpoint holds mmengine's HistoryBuffer, numpy
-    scalars and ``builtins.getattr`` (allowing those by add_safe_globals would allow about
-    anything). Unnecessary from mmengine 0.11 on (mmengine#1655). The loader is registered by
-    mmengine's own ``register_scheme`` and serves files on disk only.
-
-    A file loaded so can run code. It is meant for checkpoints the user made or trusts and names
-    by path; code here that reads pretrained weights calls torch.load(weights_only=True) itself.
-
-    Returns:
-        Whether the loader was replaced.
+    It concerns resume, ``load_from`` and tools/test.py, for files on disk and from the web.
+    Breakage: mmengine leaves ``weights_only`` to torch for files, so what torch 2.6 and later
+    refuse ends in a page about globals, and switches it off for URLs; it does not compare
+    checksums, and on a resume it runs ``meta['config']``. Whoever trusts a file that holds more
+    than data, such as those of mmengine's own CheckpointHook (HistoryBuffer), sets torch's switch
+    ``TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1``. Unnecessary once mmengine reads data alone; no release
+    does (mmengine#1655).
     """
-    import mmengine
-    import torch
-    from mmengine.runner.checkpoint import CheckpointLoader
-    from mmengine.utils import digit_version
+    from mmengine.runner import checkpoint as theirs
 
-    if digit_version(mmengine.__version__) >= digit_version('0.11.0rc0'):
-        return False
+    from .utils.checkpoint_file import CheckpointError, not_plain, read_checkpoint, trusted
+    from .utils.checkpoint_file import without_code as data_of
 
-    @CheckpointLoader.register_scheme(prefixes='', force=True)
+    @theirs.CheckpointLoader.register_scheme(prefixes='', force=True)
     def load_from_local(filename: str, map_location: Any = None) -> Any:
-        filename = os.path.expanduser(filename)
-        if not os.path.isfile(filename):
-            raise FileNotFoundError(f'checkpoint {filename} does not exist')
-        return torch.load(filename, map_location=map_location, weights_only=False)
+        return read_checkpoint(filename, map_location)
 
-    return True
+    fetch = theirs.load_url
+
+    @functools.wraps(fetch)
+    def fetch_data(url: str, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return data_of(fetch(url, *args, **{'weights_only': not trusted()} | kwargs))
+        except pickle.UnpicklingError as error:
+            raise CheckpointError(not_plain(url, error)) from error
+
+    theirs.load_url = fetch_data
 
 
 def quiet_mmcv_lite() -> None:
@@ -275,5 +274,5 @@ def prepare() -> None:
     check_dependencies()
     quiet_mmcv_lite()
     torchvision_on_cpu_torch()
-    mmengine_local_checkpoints()
+    checkpoints_as_data()
     configs_by_name()

@@ -14,18 +14,25 @@ Shape alphabet, used in comments and docstrings of the whole package and defined
 import html
 import importlib.util
 import json
+import os
 import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import groupby, islice
 from pathlib import Path
+from typing import Any
+
+from eiclip_mm.utils.untrusted import read_json, shown
+from eiclip_mm.utils.whole_file import write_whole_text
 
 UNKNOWN = 0  # entity id of "none or unknown", in every type
 
 
 _CONTROL = re.compile(r'[\x00-\x08\x0b\x0e-\x1f\x7f\ufeff]')
+MARKS = 30  # on one letter, as in Unicode's stream-safe text format (UAX #15)
 
 
 def is_plain(text: str) -> bool:
@@ -43,11 +50,32 @@ def clean_text(text: str) -> str:
     """
     if is_plain(text):
         return ' '.join(text.split())
-    # Twice, as open_clip does: shops escape what is escaped already.
-    text = html.unescape(html.unescape(text))
+    text = _unescaped(text)
     text = text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')
     # Not NFKC, which would make "Nike™" the word "NikeTM"; names are compared in NFKC.
-    return ' '.join(unicodedata.normalize('NFC', _CONTROL.sub('', text)).split())
+    text = unicodedata.normalize('NFC', _few_marks(_CONTROL.sub('', text)))
+    return ' '.join(text.split())
+
+
+def _unescaped(text: str) -> str:
+    try:
+        # Twice, as open_clip does: shops escape what is escaped already.
+        return html.unescape(html.unescape(text))
+    except ValueError:  # a number of thousands of digits, which is no character
+        return text.replace('&', ' ')
+
+
+def _few_marks(text: str) -> str:
+    """No letter with more than :data:`MARKS` marks: the time to sort them grows as a square."""
+    if len(text) <= MARKS or text.isascii():
+        return text
+    runs = groupby(text, lambda character: unicodedata.combining(character) > 0)
+    return ''.join(c for marks, run in runs for c in (islice(run, MARKS) if marks else run))
+
+
+def is_type_name(name: object) -> bool:
+    """Whether it can name an entity type: a text of 1 to 100 printable characters."""
+    return isinstance(name, str) and 0 < len(name) <= 100 and name.isprintable()
 
 
 def _folded(text: str) -> str:
@@ -207,44 +235,67 @@ class EntityVocab:
         if not isinstance(data, dict) or data.get('format') != 'eiclip_mm.entity_vocab/1':
             got = data.get('format') if isinstance(data, dict) else type(data).__name__
             raise ValueError(
-                f'{where} is not an entity vocabulary: its "format" is {got!r}, expected '
-                "'eiclip_mm.entity_vocab/1'. Write one with "
+                f'{where} is not an entity vocabulary: its "format" is {_brief(got)}, expected'
+                " 'eiclip_mm.entity_vocab/1'. Write one with "
                 'tools/dataset_converters/build_entities.py.'
             )
         try:
             return cls(
-                names={t: tuple(map(str, v)) for t, v in data['names'].items()},
-                counts={t: tuple(map(int, v)) for t, v in data['counts'].items()},
+                names={_type(t): tuple(map(_name, _list(v))) for t, v in data['names'].items()},
+                counts={_type(t): tuple(map(_count, _list(v))) for t, v in data['counts'].items()},
                 source=str(data.get('source', '')),
             )
         except (KeyError, AttributeError, TypeError, ValueError) as error:
             raise ValueError(
-                f'{where} is damaged ({type(error).__name__}: {error}); rebuild it with '
-                'tools/dataset_converters/build_entities.py.'
+                f'{where} is damaged ({type(error).__name__}: {shown(error, 500)}); rebuild it '
+                'with tools/dataset_converters/build_entities.py.'
             ) from error
 
     def save(self, path: str | Path) -> None:
-        """Write the vocabulary as JSON."""
+        """Write the vocabulary as JSON; a file that was there stays until all is written."""
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        Path(path).write_text(
-            json.dumps(self.to_dict(), ensure_ascii=False, indent=1), encoding='utf-8'
-        )
+        write_whole_text(path, json.dumps(self.to_dict(), ensure_ascii=False, indent=1))
 
     @classmethod
     def load(cls, path: str | Path) -> 'EntityVocab':
         """Read a vocabulary written by :meth:`save`."""
-        path = Path(path)
-        if not path.is_file():
+        if not os.path.isfile(path):  # a Path's own raises where the name is too long
+            problem = 'is no file' if os.path.exists(path) else 'does not exist'
             raise FileNotFoundError(
-                f'entity vocabulary {path} does not exist. Write the data first (README.md), then '
-                'python tools/dataset_converters/build_entities.py CONFIG; the converter of '
+                f'entity vocabulary {shown(path)} {problem}. Write the data first (README.md), '
+                'then python tools/dataset_converters/build_entities.py CONFIG; the converter of '
                 'fashion products writes both.'
             )
-        try:
-            data = json.loads(path.read_text(encoding='utf-8'))
-        except ValueError as error:
-            raise ValueError(f'{path} is not JSON: {error}') from error
-        return cls.from_dict(data, where=str(path))
+        return cls.from_dict(read_json(path), where=shown(path))
+
+
+def _brief(value: Any) -> str:
+    return shown(repr(value), 80)
+
+
+def _type(name: Any) -> str:
+    if not is_type_name(name):
+        raise ValueError(f'an entity type must be a short printable text, got {shown(name)!r}')
+    return name
+
+
+def _list(values: Any) -> Sequence:
+    if not isinstance(values, (list, tuple)):
+        raise TypeError(f'names and counts must be lists, got {shown(values, 80)!r}')
+    return values
+
+
+def _name(name: Any) -> str:
+    if not isinstance(name, str):
+        raise TypeError(f'a name must be a text, got {shown(name, 80)!r}')
+    name.encode()  # half a surrogate pair, which no file could hold, is a ValueError
+    return name
+
+
+def _count(count: Any) -> int:
+    if type(count) is not int or not 0 <= count < 2**40:
+        raise ValueError(f'a count must be an integer of 0 or more, got {shown(count, 80)!r}')
+    return count
 
 
 _WORD = re.compile(r'\w+|[^\w\s]')

@@ -28,6 +28,7 @@ CHECKED = {
     r'srun ': 'needs Slurm',
     r'torch\.distributed\.run': 'several processes; tests/test_tools.py runs them',
     r'benchmark_\w+\.py': 'measures for minutes',
+    r'soak\.py': 'takes half an hour; tests/test_soak.py runs it',
     r'load_test\.py': 'measures for half a minute; tests/test_serve_tool.py runs it',
     r'reproduce_table\.py': 'trains for hours',
     r'work_dirs/table/': 'needs what trains for hours',

@@ -38,7 +38,8 @@ def run(tmp_path, photos):
         if not path.is_file():
             shop.write_csv(path, shop.rows() if rows is None else rows)
         out = tmp_path / 'out'
-        settings = dict(entities=TYPES, images=photos, val_share=0.3, keywords=2) | changes
+        settings = dict(entities=TYPES, images=photos, val_share=0.3, keywords=2, max_bad=1)
+        settings |= changes
         return catalogue.convert(path, out, **settings), out
 
     return converted

@@ -98,7 +98,9 @@ class TestFiles:
     def test_not_a_checkpoint(self, tmp_path, name, content):
         path = tmp_path / name
         path.write_bytes(content)
-        with pytest.raises(ValueError, match=rf'{re.escape(str(path))} cannot be read as a check'):
+        with pytest.raises(
+            ValueError, match=rf'{re.escape(str(path))} cannot be read safely as a check'
+        ):
             read_towers(path)
 
     @pytest.mark.parametrize('content', [[1, 2], {}, torch.zeros(3), dict(epoch=3), 'text'])
@@ -114,7 +116,7 @@ class TestFiles:
                 return (open, (str(tmp_path / 'ran'), 'w'))
 
         torch.save(dict(state_dict=Trap()), tmp_path / 'a.pt')
-        with pytest.raises(ValueError, match='cannot be read as a checkpoint'):
+        with pytest.raises(ValueError, match='cannot be read safely as a checkpoint'):
             read_towers(tmp_path / 'a.pt')
         assert not (tmp_path / 'ran').exists()
 

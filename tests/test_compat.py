@@ -3,10 +3,13 @@
 Every bridge has a test that fails once upstream has mended the breakage: then the bridge goes.
 """
 
+import functools
 import inspect
 import subprocess
 import sys
-from importlib.metadata import PackageNotFoundError, distribution
+import threading
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from importlib.metadata import PackageNotFoundError
 from importlib.util import find_spec, spec_from_file_location
 from pathlib import Path
 
@@ -186,29 +189,57 @@ def test_torchvision_schemas_are_declared_for_the_mixed_pair_only(monkeypatch):
     assert _compat.torchvision_on_cpu_torch() is False
 
 
-def test_mmengine_reads_what_it_writes(tmp_path):
+@pytest.mark.filterwarnings('ignore:Environment variable TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD')
+def test_mmengine_reads_data_and_what_is_trusted(tmp_path, monkeypatch):
     from mmengine.logging.history_buffer import HistoryBuffer
     from mmengine.runner import CheckpointLoader, load_checkpoint
 
     path = tmp_path / 'epoch_1.pth'
     model = torch.nn.Linear(3, 2)
-    history = HistoryBuffer([1.5, 0.5], [1, 1])
-    torch.save(
-        dict(
-            state_dict=model.state_dict(),
-            message_hub=dict(log_scalars={'train/loss': history}, best=np.float64(0.25)),
-        ),
-        path,
-    )
-    with pytest.raises(Exception, match='Weights only load failed'):
-        torch.load(path)
-
-    loaded = CheckpointLoader.load_checkpoint(str(path), map_location='cpu')
-    assert loaded['message_hub']['log_scalars']['train/loss'].mean(2) == 1.0
-    assert loaded['message_hub']['best'] == 0.25
+    torch.save(dict(state_dict=model.state_dict(), meta=dict(config='1 / 0', epoch=1)), path)
     other = torch.nn.Linear(3, 2)
-    load_checkpoint(other, str(path))
+    assert load_checkpoint(other, str(path))['meta'] == dict(epoch=1)
     assert torch.equal(other.weight, model.weight)
+
+    # what mmengine's own hook writes
+    history = HistoryBuffer([1.5, 0.5], [1, 1])
+    torch.save(dict(log_scalars={'train/loss': history}, best=np.float64(0.25)), path)
+    with pytest.raises(ValueError, match=r'epoch_1\.pth cannot be read as plain data .*--trust'):
+        CheckpointLoader.load_checkpoint(str(path), map_location='cpu')
+    monkeypatch.setenv('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD', '1')
+    loaded = CheckpointLoader.load_checkpoint(str(path), map_location='cpu')
+    assert loaded['log_scalars']['train/loss'].mean(2) == 1.0
+    assert loaded['best'] == 0.25
+
+
+@pytest.mark.filterwarnings('ignore:Environment variable TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD')
+def test_mmengine_reads_data_from_the_web(tmp_path, monkeypatch):
+    from mmengine.logging.history_buffer import HistoryBuffer
+    from mmengine.runner import CheckpointLoader
+
+    server = ThreadingHTTPServer(
+        ('127.0.0.1', 0), functools.partial(QuietHandler, directory=str(tmp_path))
+    )
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'home'))
+    try:
+        where = f'http://127.0.0.1:{server.server_port}'
+        torch.save(dict(weight=torch.ones(2), meta=dict(config='1 / 0')), tmp_path / 'a.pth')
+        torch.save(HistoryBuffer([1.5], [1]), tmp_path / 'b.pth')
+        loaded = CheckpointLoader.load_checkpoint(f'{where}/a.pth', 'cpu')
+        assert loaded['weight'].equal(torch.ones(2)) and loaded['meta'] == {}
+        with pytest.raises(ValueError, match=r'/b\.pth cannot be read as plain data'):
+            CheckpointLoader.load_checkpoint(f'{where}/b.pth', 'cpu')
+        monkeypatch.setenv('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD', '1')
+        assert CheckpointLoader.load_checkpoint(f'{where}/b.pth', 'cpu').mean(1) == 1.5
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+class QuietHandler(SimpleHTTPRequestHandler):
+    def log_message(self, *args):
+        pass
 
 
 def test_missing_checkpoint_is_named(tmp_path):
@@ -216,11 +247,6 @@ def test_missing_checkpoint_is_named(tmp_path):
 
     with pytest.raises(FileNotFoundError, match=r'checkpoint .*none\.pth does not exist'):
         CheckpointLoader.load_checkpoint(str(tmp_path / 'none.pth'))
-
-
-def test_local_loader_retires_with_mmengine_0_11(monkeypatch):
-    monkeypatch.setattr('mmengine.__version__', '0.11.0')
-    assert _compat.mmengine_local_checkpoints() is False
 
 
 NAMED = 'eiclip_mm::baselines/clip_fashiongen_mini.py'
@@ -257,32 +283,24 @@ def test_hub_says_that_no_weights_are_published():
 # it, remove the bridge and this test.
 
 
-def is_installed(name: str) -> bool:
-    try:
-        distribution(name)
-    except PackageNotFoundError:
-        return False
-    return True
-
-
-fork_mends_it = pytest.mark.skipif(
-    is_installed('onedl-mmengine'), reason='onedl-mmengine has mended it, mmengine has not'
-)
-
-
 @pytest.mark.skipif(not _compat._LIBRARIES, reason='torch and torchvision are of one kind')
 def test_torchvision_on_cpu_torch_is_still_needed():
     assert 'operator torchvision::nms does not exist' in run_python('import torchvision').stderr
 
 
-@fork_mends_it
-def test_mmengine_local_checkpoints_is_still_needed(tmp_path):
-    from mmengine.logging.history_buffer import HistoryBuffer
-    from mmengine.runner.checkpoint import load_from_local
+def test_checkpoints_as_data_is_still_needed(tmp_path):
+    """mmengine's own readers load a flipped bit, and would run what comes from the web."""
+    from mmengine.runner import Runner, checkpoint
 
-    torch.save(HistoryBuffer([1.5], [1]), tmp_path / 'epoch_1.pth')
-    with pytest.raises(Exception, match='Weights only load failed'):
-        load_from_local(str(tmp_path / 'epoch_1.pth'), 'cpu')  # mmengine's own
+    torch.save(dict(weight=torch.arange(64.0)), tmp_path / 'a.pth')
+    content = (tmp_path / 'a.pth').read_bytes()
+    weight = torch.arange(64.0).numpy().tobytes()
+    (tmp_path / 'a.pth').write_bytes(content.replace(weight, weight[::-1]))
+    loaded = checkpoint.load_from_local(str(tmp_path / 'a.pth'), 'cpu')
+    assert not loaded['weight'].equal(torch.arange(64.0))
+    theirs = inspect.signature(checkpoint.load_url.__wrapped__).parameters
+    assert theirs['weights_only'].default is False
+    assert "checkpoint['meta']['config'], file_format='.py'" in inspect.getsource(Runner.resume)
 
 
 @pytest.mark.skipif(find_spec('mmcv._ext') is not None, reason='mmcv has its operators here')

@@ -390,7 +390,7 @@ BROKEN_COCO = {
     'image no dict': (coco_with(images=['a']), r"images\[0\] must have an integer 'id', got 'a'"),
     'image without id': (
         coco_with(images=[*IMAGES, dict(file_name='x')]),
-        r"images\[4\] must have an integer 'id', got \{'file_name': 'x'\}",
+        r"images\[4\] must have an integer 'id', got \"\{'file_name': 'x'\}",
     ),
     'annotation without image': (
         coco_with(annotations=[*ANNOTATIONS, dict(id=9, caption='x')]),
@@ -402,28 +402,28 @@ BROKEN_COCO = {
     'image twice': (coco_with(images=changed(IMAGES, 3, id=2)), 'image id 2 occurs twice'),
     'stray': (
         coco_with(annotations=changed(ANNOTATIONS, 1, image_id=77)),
-        '1 annotations name an image that is not in "images", e.g. image_id 77',
+        r'annotations\[1\] names an image that is not in "images": image_id 77',
     ),
     'file name': (
         coco_with(images=changed(IMAGES, 1, file_name=None)),
-        r'images\[1\].file_name must be str, got None',
+        r"images\[1\].file_name must be str that can name a file, got 'None'",
     ),
     'product id': (
         coco_with(images=changed(IMAGES, 1, product_id='11')),
-        r"images\[1\].product_id must be an integer, got '11'",
+        r"images\[1\].product_id must be an integer of 64 bits, got '11'",
     ),
-    'product id true': (coco_with(images=changed(IMAGES, 1, product_id=True)), 'got True'),
+    'product id true': (coco_with(images=changed(IMAGES, 1, product_id=True)), "got 'True'"),
     'caption': (
         coco_with(annotations=changed(ANNOTATIONS, 2, caption=5)),
-        'annotation 3.caption must be str, got 5',
+        r"annotations\[2\].caption must be str, got '5'",
     ),
     'entities': (
         coco_with(annotations=changed(ANNOTATIONS, 2, entities={'brand': 'Gas'})),
-        r"annotation 3.entities must be like .* got \{'brand': 'Gas'\}",
+        r"annotations\[2\].entities must be like .* got \{'brand': 'Gas'\}",
     ),
     'no caption': (
         coco_with(annotations=ANNOTATIONS[:2]),
-        '1 products have no caption, e.g. product 11; every product needs at least one',
+        'product 11 has no caption; every product needs at least one',
     ),
 }  # fmt: skip
 

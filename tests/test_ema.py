@@ -41,7 +41,7 @@ def averaged(trained):
 
 
 def test_from_training_to_a_resumed_run(catalogue, tmp_path):
-    hooks = ('StepSeedHook', EMA, recorder := Recorder())
+    hooks = ('StepSeedHook', 'PlainCheckpointHook', EMA, recorder := Recorder())
     runner = runs.make_runner(catalogue, tmp_path / 'whole', epochs=2, hooks=hooks)
     runner.train()
     steps = len(recorder.trained) // 2
@@ -63,7 +63,7 @@ def test_from_training_to_a_resumed_run(catalogue, tmp_path):
     assert saved['ema_state_dict']['module._extra_state'].equal(runner.model.get_extra_state())
 
     again = runs.make_runner(
-        catalogue, tmp_path / 'again', epochs=2, hooks=('StepSeedHook', EMA),
+        catalogue, tmp_path / 'again', epochs=2, hooks=('StepSeedHook', 'PlainCheckpointHook', EMA),
         load_from=str(tmp_path / 'whole/epoch_1.pth'), resume=True,
     )  # fmt: skip
     again.train()

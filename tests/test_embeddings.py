@@ -196,14 +196,16 @@ class TestDamage:
         """A small file may hold arrays that no memory does; at most five are named."""
         path = tmp_path / 'dump.npz'
         np.savez(path, **arrays_of(model), **{f'x{i}': np.zeros(1) for i in range(7)})
+        with pytest.raises(
+            ValueError,
+            match=r"lacks \[\] and has unknown \['x0', 'x1', 'x2', 'x3', 'x4'\] and 2 more;",
+        ):
+            Embeddings.load(path)
         with zipfile.ZipFile(path, 'a') as archive, archive.open('a.npy', 'w') as member:
             np.lib.format.write_array_header_1_0(
                 member, dict(descr='<f8', fortran_order=False, shape=(20 * 2**40,))
             )
-        with pytest.raises(
-            ValueError,
-            match=r"lacks \[\] and has unknown \['a', 'x0', 'x1', 'x2', 'x3'\] and 3 more;",
-        ):
+        with pytest.raises(ValueError, match=r"'a.npy' says it has 175,921,860,444,160 bytes"):
             Embeddings.load(path)
 
     @pytest.mark.parametrize('length', [20 * 2**40, 10**19, 10**30])
@@ -225,7 +227,7 @@ class TestDamage:
             ('[1, 2]', r"card must be a JSON object, \{...\}, got '\[1, 2\]'"),
             ('null', "card must be a JSON object.*got 'null'"),
             ('[' * 10**5, 'maximum recursion depth'),
-            ('{', 'does not hold embeddings: Expecting property name'),
+            ('{', 'does not hold embeddings: card is not JSON: Expecting property name'),
         ],
     )
     def test_card(self, tmp_path, model, card, message):

@@ -67,6 +67,7 @@ def case(tmp_path):
         kwargs.setdefault('images', make_zip(tmp_path / 'images.zip', entries))
         kwargs.setdefault('out', tmp_path / 'out')
         kwargs.setdefault('min_count', 1)
+        kwargs.setdefault('max_bad', 1)
         return fp.convert(styles, split_column=split_column, **kwargs), kwargs['out']
 
     return run

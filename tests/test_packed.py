@@ -31,6 +31,7 @@ from eiclip_mm.datasets.pack_writer import PackWriter
 from eiclip_mm.datasets.packed import Pack, PackedPhotos
 from eiclip_mm.datasets.transforms import LoadImageFeature, open_photos
 from eiclip_mm.registry import TRANSFORMS
+from eiclip_mm.utils.whole_file import whole_file
 
 sys.path.insert(0, str(Path(__file__).parents[1] / 'tools/dataset_converters'))
 import pack_images
@@ -253,8 +254,8 @@ def kill_at(call: int, owner, name: str):
         (0, PackWriter, 'add', 0),
         (3, PackWriter, 'add', 2),
         (5, PackWriter, 'add', 4),
-        (1, pack_writer, 'write_lines', 0),  # pixels are there, nothing tells of them
-        (3, pack_writer, 'write_lines', 4),
+        (0, pack_writer, 'write_lines', 0),  # pixels are there, nothing tells of them
+        (2, pack_writer, 'write_lines', 4),
         (0, os, 'replace', 0),
         (1, os, 'replace', 6),  # all is there but the name
     ],
@@ -320,12 +321,14 @@ def test_growing_is_killed_while_it_copies_the_index(shop, capsys):
     pack(shop)
     write_shop(shop, [*SIZES, (9, 12)])
 
-    def killed(path: Path, lines: list[str], mode: str):
-        path.write_text('\n'.join(lines[:3]) + '\n')
-        os.kill(os.getpid(), signal.SIGKILL)
+    def killed(path: Path, text: str):
+        with whole_file(path) as file:
+            file.write(text.encode()[:300])
+            file.flush()
+            os.kill(os.getpid(), signal.SIGKILL)
 
     def task():
-        pack_writer.write_lines = killed
+        pack_writer.write_whole_text = killed
         pack(shop)
 
     assert in_a_process(task) == -signal.SIGKILL

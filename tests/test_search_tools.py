@@ -340,9 +340,9 @@ def branded(store, checkpoint):
     return store
 
 
-def add(store, *options) -> Path:
+def add(store, *options, name='Nobody') -> Path:
     out = store.path.parent / 'new.pth'
-    given = [store.checkpoint, '--type', 'brand', '--names', 'Nobody', '--out', out, *options]
+    given = [store.checkpoint, '--type', 'brand', '--names', name, '--out', out, *options]
     add_entities.main(list(map(str, given)))
     return out
 
@@ -375,8 +375,11 @@ def test_a_new_brand_is_found_at_once(branded, capsys):
         product = payload['text_fields'] | dict(entities=payload['entities'])
         fresh = model.encode_products(product, output='numpy')[0]
         np.testing.assert_allclose(new['product'], fresh, atol=1e-5)
+    capsys.readouterr()
+    add(branded, '--index', branded.where)
+    assert 'the index is of it already' in capsys.readouterr().out
     with pytest.raises(SystemExit, match=r'built with new\.pth'):
-        add(branded, '--index', branded.where)
+        add(branded, '--index', branded.where, name='Somebody')
 
 
 def test_products_without_photos_have_no_rank_among_photos(branded, capsys):

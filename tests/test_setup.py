@@ -171,7 +171,7 @@ def test_slurm_scripts_hand_srun_the_arguments_as_given(tools, tmp_path):
 @pytest.mark.parametrize(
     ('arguments', 'commands'),
     [
-        (['test', 'PYTHON=py'], ['py -m pytest -n 2']),
+        (['test', 'PYTHON=py'], ['py -m pytest -n 2 --dist worksteal']),
         (['train', 'PYTHON=py'], ['py tools/train.py configs/eiclip_fashiongen.py']),
         (
             ['train', 'PYTHON=py', 'GPUS=2', 'CONFIG=c.py', 'ARGS=--amp'],

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -12,8 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from mmengine.config import Config
 from PIL import Image
+from small import run_tool
 
 from eiclip_mm.datasets.synthetic import write_mini_fashiongen
 from eiclip_mm.structures import EntityVocab
@@ -142,6 +145,56 @@ def test_kill_and_resume_repeat_the_unbroken_run(trained, tmp_path):
     assert not (work / 'epoch_2.pth').exists()
     run(*command[1:], '--resume', 'auto')
     assert losses(work) == losses(unbroken)
+
+
+def test_what_a_run_goes_on_from(trained, tmp_path, capsys):
+    sys.path.insert(0, str(ROOT / 'tools'))
+    try:
+        from train import to_resume
+    finally:
+        sys.path.pop(0)
+    first, second = tmp_path / 'epoch_1.pth', tmp_path / 'epoch_2.pth'
+    shutil.copy(trained[1] / 'epoch_2.pth', second)
+    assert to_resume('auto', str(tmp_path)) == to_resume(str(second), '') == str(second)
+    assert to_resume('auto', str(tmp_path / 'nowhere')) is None
+    assert to_resume('https://host/a.pth', '') == 'https://host/a.pth'
+    shutil.copy(second, first)
+    os.truncate(second, 1000)
+    assert to_resume('auto', str(tmp_path)) == str(first)
+    assert f'passed over: checkpoint {second} is damaged' in capsys.readouterr().out
+    with pytest.raises(SystemExit, match=r'epoch_2\.pth is damaged .* there is .*epoch_1\.pth\.$'):
+        to_resume(str(second), '')
+    with pytest.raises(SystemExit, match=r'epoch_9\.pth does not exist. The last good one there'):
+        to_resume(str(tmp_path / 'epoch_9.pth'), '')
+    first.write_bytes(b'')
+    with pytest.raises(SystemExit, match=r'nothing to go on from in (.*\n)*.*epoch_1.* damaged'):
+        to_resume('auto', str(tmp_path))
+    with pytest.raises(SystemExit, match='No other one there is whole'):
+        to_resume(str(second), '')
+
+
+def test_a_work_dir_that_cannot_be_is_named_before_anything_is_built(tmp_path):
+    (tmp_path / 'file').touch()
+    with pytest.raises(SystemExit, match=r'work dir .*file/work cannot be written: Not a dir'):
+        run_tool('train', ROOT / EI, '--work-dir', tmp_path / 'file/work')
+
+
+@pytest.mark.filterwarnings('ignore:Environment variable TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD')
+def test_damaged_and_strange_checkpoints_are_not_tested(trained, tmp_path, monkeypatch):
+    config, work = trained
+    path = tmp_path / 'epoch_2.pth'
+    content = bytearray((work / 'epoch_2.pth').read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(SystemExit, match=r'epoch_2\.pth is damaged \(record .* checksum\)'):
+        run_tool('test', config, path, '--work-dir', tmp_path)
+    saved = torch.load(work / 'epoch_2.pth', weights_only=True)
+    torch.save(saved | dict(more=Path('a')), path)
+    with pytest.raises(SystemExit, match=r'as plain data \(it names pathlib.* give .* --trust'):
+        run_tool('test', config, path, '--work-dir', tmp_path)
+    monkeypatch.setenv('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD', '0')  # restored after the test
+    run_tool('test', config, path, '--work-dir', tmp_path, '--trust')
+    assert (tmp_path / 'test_results.json').is_file()
 
 
 def test_two_processes_equal_one(mini, trained, tmp_path):

@@ -3,6 +3,7 @@
 import argparse
 import inspect
 import os
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -10,6 +11,7 @@ from mmengine.config import Config, DictAction
 from mmengine.runner import FlexibleRunner, Runner
 
 from eiclip_mm.utils import load_config
+from eiclip_mm.utils.checkpoint_file import TRUST, CheckpointError
 from eiclip_mm.utils.digest import file_sha256
 
 SETTINGS = (
@@ -34,9 +36,20 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
 
 
+def add_trust(parser: argparse.ArgumentParser) -> None:
+    """Option of train.py and test.py."""
+    parser.add_argument(
+        '--trust',
+        action='store_true',
+        help='read checkpoints that hold more than data; they can run any code',
+    )
+
+
 def read_config(args: argparse.Namespace) -> Config:
     """The config with its overrides, work dir and launcher."""
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    if getattr(args, 'trust', False):
+        os.environ[TRUST] = '1'
     try:
         cfg = load_config(args.config)
     except OSError as error:
@@ -145,7 +158,9 @@ def start_processes(cfg: Config) -> None:
     """
     if cfg.launcher != 'pytorch' or torch.cuda.is_available():
         return
-    torch.distributed.init_process_group('gloo')
+    seconds = cfg.get('env_cfg', {}).get('dist_cfg', {}).get('timeout')
+    timeout = timedelta(seconds=seconds) if seconds else None
+    torch.distributed.init_process_group('gloo', timeout=timeout)
     cfg.model_wrapper_cfg = dict(
         type='MMDistributedDataParallel',
         device_ids=None,
@@ -207,7 +222,10 @@ def load_checkpoint(runner: Runner, config: str, path: Path | None) -> dict:
     if path is None:
         return dict(config=Path(config).stem, checkpoint=None, chosen_on=None)
     # Not cfg.load_from, which only logs weights that are missing or do not fit.
-    meta = runner.load_checkpoint(str(path), strict=True).get('meta', {})
+    try:
+        meta = runner.load_checkpoint(str(path), strict=True).get('meta', {})
+    except CheckpointError as error:
+        raise SystemExit(str(error)) from error
     card = dict(config=Path(config).stem, checkpoint=path.name)
     card['checkpoint_sha256'] = file_sha256(path)
     return card | {key: meta[key] for key in ('seed', 'epoch', 'chosen_on') if key in meta}

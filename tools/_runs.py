@@ -1,11 +1,9 @@
 """Tools run by other tools: each a process of its own, its progress shown, its output in a log."""
 
-import fcntl
 import multiprocessing
 import os
 import re
 import runpy
-import shutil
 import signal
 import sys
 import threading
@@ -17,6 +15,7 @@ from pathlib import Path
 import torch
 
 from eiclip_mm.utils.cores import usable_cores
+from eiclip_mm.utils.whole_file import write_whole_text
 
 CORES = usable_cores()
 MINI = Path('data/mini_fashiongen')
@@ -49,8 +48,6 @@ def ends_at_once() -> Iterator[None]:
 
 def draw_mini() -> None:
     """The mini Fashion-Gen and its entities; photos that are there are not drawn again."""
-    for begun in MINI.glob('.writing-*'):  # a drawing that was broken off
-        shutil.rmtree(begun)
     run('tools/dataset_converters/make_mini_fashiongen.py', '--out', str(MINI))
     run('tools/dataset_converters/build_entities.py', 'configs/eiclip_fashiongen_mini.py')
 
@@ -82,7 +79,7 @@ def check_start(weights: Path, config: str, settings: str) -> None:
 def make_start(weights: Path, config: str, settings: str) -> None:
     """Train them, and keep the hash of their settings beside them."""
     train_start(config)
-    hash_file(weights).write_text(f'{settings}\n')
+    write_whole_text(hash_file(weights), f'{settings}\n')
 
 
 def hash_file(weights: Path) -> Path:
@@ -102,6 +99,8 @@ def alone_in(folder: Path) -> Iterator[None]:
     Raises:
         SystemExit: another one is at work there.
     """
+    import fcntl  # not on Windows, where tools that need no lock run
+
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / '.lock').open('a') as file:  # free again when it closes, also of one killed
         try:

@@ -6,6 +6,9 @@
 # Several machines: the same command on each, with
 #   NNODES=2 NODE_RANK=0 MASTER_ADDR=10.0.0.1 PORT=29500   (NODE_RANK 1 on the second)
 # On one machine PORT is a free one unless given. PYTHON names the interpreter.
+#
+# Where one process fails, torchrun ends the others, and what failed first stands last on the screen.
+# One that hangs is noticed after env_cfg.dist_cfg.timeout seconds (--cfg-options), and killed 30 later.
 set -euo pipefail
 
 if [ $# -lt 2 ]; then

@@ -8,7 +8,6 @@ folder as they read a dump of tools/test.py, with the same numbers in it.
 import argparse
 import hashlib
 import json
-import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
@@ -27,6 +26,8 @@ from eiclip_mm.engine.hooks import unwrapped
 from eiclip_mm.evaluation.embeddings import Embeddings
 from eiclip_mm.evaluation.files import SHARDS, VECTORS, shard_name
 from eiclip_mm.evaluation.metrics import merge, versions
+from eiclip_mm.utils.whole_file import remove_leftovers, write_whole_text
+from eiclip_mm.utils.whole_together import whole_folder
 
 # what says which products a data set holds; all else is as test_dataloader reads its own
 PRODUCTS = ('type', 'data_root', 'data_prefix', 'ann_file', 'fold', 'select_share')
@@ -67,13 +68,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     if is_main_process():
         try:
             todo = [open_folder(args, runner, model)]
+        except OSError as error:
+            todo = [SystemExit(f'--out {args.out} cannot be written: {error}')]
         except (Exception, SystemExit) as error:  # the other processes would wait for ever
             todo = [error]
     broadcast_object_list(todo)
     if isinstance(todo[0], BaseException):
         raise todo[0]
     rank, world = get_dist_info()
-    embed(runner, args, todo[0][rank::world])
+    try:
+        embed(runner, args, todo[0][rank::world])
+    except OSError as error:
+        raise SystemExit(
+            f'{error}\nWhole shards stay in {args.out}; the same call goes on from them.'
+        ) from error
 
 
 def loader_of(cfg: Config, split: str) -> dict:
@@ -102,15 +110,14 @@ def open_folder(args: argparse.Namespace, runner: Runner, model: Mapping) -> lis
         card=known | dict(versions=versions(), model=model),
     )
     path = args.out / SHARDS
-    temporary = path.with_suffix('.tmp')  # may be there already, of a call that was killed
+    remove_leftovers(path)
     if path.is_file():
         check_same(json.loads(path.read_text(encoding='utf-8')), about, args.out)
-    elif args.out.exists() and {*args.out.iterdir()} - {temporary}:
+    elif args.out.exists() and any(args.out.iterdir()):
         raise SystemExit(f'{args.out} holds other files and no {SHARDS}; give another --out.')
     else:
         args.out.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(about, indent=1, ensure_ascii=False), encoding='utf-8')
-        temporary.replace(path)
+        write_whole_text(path, json.dumps(about, indent=1, ensure_ascii=False))
     todo = [i for i in range(about['shards']) if not (args.out / shard_name(i)).is_dir()]
     done = about['shards'] - len(todo)
     runner.logger.info(f'{len(dataset)} items in {about["shards"]} shards, {done} of them done')
@@ -200,19 +207,16 @@ def with_texts(embeddings: Embeddings, texts: Mapping | None) -> Embeddings:
 
 
 def write(folder: Path, embeddings: Embeddings, files: str) -> None:
-    """Write a shard beside its place, then move it there whole."""
-    temporary = folder.with_suffix('.tmp')
-    shutil.rmtree(temporary, ignore_errors=True)  # of a call that was killed
-    temporary.mkdir()
+    """Write a shard, which is there once it is whole."""
     arrays = embeddings.arrays()
-    if files == 'npy':
-        for name, array in arrays.items():
-            np.save(temporary / f'{name}.npy', array)
-    else:
+    with whole_folder(folder) as part:
+        if files == 'npy':
+            for name, array in arrays.items():
+                np.save(part / f'{name}.npy', array)
+            return
         for side in VECTORS:
             own = {n: a for n, a in arrays.items() if n.startswith('image') == (side == 'image')}
-            write_parquet(temporary / f'{side}.parquet', own)
-    temporary.rename(folder)
+            write_parquet(part / f'{side}.parquet', own)
 
 
 def write_parquet(path: Path, arrays: Mapping[str, np.ndarray]) -> None:

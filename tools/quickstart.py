@@ -15,6 +15,9 @@ from pathlib import Path
 
 from _runs import CORES, best_checkpoint, draw_mini, ends_at_once, run, train_start, work_dir
 
+from eiclip_mm.utils.sentence import told
+from eiclip_mm.utils.whole_file import write_whole_text
+
 GENERAL = 'configs/clip_general_mini.py'
 ROWS = {
     'CLIP, fine-tuned on the description (row 2)': 'configs/baselines/clip_fashiongen_mini.py',
@@ -59,7 +62,8 @@ def report(results: dict[str, dict], seconds: float) -> None:
     }
     table = recall_table(rows)
     path = Path('work_dirs') / 'quickstart_table.md'
-    path.write_text(table + '\n', encoding='utf-8')
+    with told(path):
+        write_whole_text(path, table + '\n')
     print(f'\nfull/first-image on the 300 products of the mini validation split\n\n{table}\n')
     for label, config in ROWS.items():
         print(f'{label}: checkpoints and logs in {work_dir(config)}/')

@@ -5,12 +5,21 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from _cli import add_common, checkpoint_path, load_checkpoint, read_config, start_processes
+from _cli import (
+    add_common,
+    add_trust,
+    checkpoint_path,
+    load_checkpoint,
+    read_config,
+    start_processes,
+)
 from mmengine.dist import is_main_process
 from mmengine.runner import Runner
 
 from eiclip_mm.evaluation import RetrievalMetric
 from eiclip_mm.evaluation.files import npz_path
+from eiclip_mm.utils.sentence import told
+from eiclip_mm.utils.whole_together import whole_files
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -23,6 +32,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         '--out', help='write the embeddings to this .npz file, for report.py and compare.py'
     )
+    add_trust(parser)
     add_common(parser)
     return parser.parse_args(argv)
 
@@ -38,9 +48,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     results = runner.test()
     if is_main_process():
         cards = {name: card for metric in metrics for name, card in metric.protocol_cards.items()}
-        for name, content in (('test_results', results), ('protocol_cards', cards)):
-            path = Path(cfg.work_dir) / f'{name}.json'
-            path.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding='utf-8')
+        paths = [Path(cfg.work_dir) / f'{n}.json' for n in ('test_results', 'protocol_cards')]
+        with told(cfg.work_dir), whole_files(*paths) as files:
+            for file, content in zip(files, (results, cards), strict=True):
+                file.write(json.dumps(content, indent=1, ensure_ascii=False).encode())
         runner.logger.info(f'results and what they rest on are in {cfg.work_dir}')
 
 

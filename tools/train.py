@@ -1,12 +1,16 @@
 """Train what a config describes: python tools/train.py configs/eiclip_fashiongen_mini.py"""
 
 import argparse
+import os
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
-from _cli import add_common, build_runner, read_config, start_processes
+from _cli import add_common, add_trust, build_runner, read_config, start_processes
+from torch.distributed.elastic.multiprocessing.errors import record
 
-import eiclip_mm  # noqa: F401  (checks the installation)
+from eiclip_mm.engine.checkpoint_files import check_writable, last_good
+from eiclip_mm.utils.checkpoint_file import CheckpointError, CheckpointNotWritten, check_whole
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -17,8 +21,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         '--resume',
         nargs='?',
         const='auto',
-        help='go on from this checkpoint; without a value or with "auto", from the latest in the '
-        'work dir, if there is one',
+        help='go on from this checkpoint; without a value or with "auto", from the newest whole '
+        'one in the work dir, if there is any',
     )
     parser.add_argument(
         '--amp', action='store_true', help='bfloat16 autocast (float16 with --amp-dtype)'
@@ -33,6 +37,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         action='store_true',
         help='scale the learning rate by batch size over auto_scale_lr.base_batch_size',
     )
+    add_trust(parser)
     add_common(parser)
     return parser.parse_args(argv)
 
@@ -41,9 +46,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Read the config, apply the command line, run."""
     args = parse_args(argv)
     cfg = read_config(args)
-    if args.resume:
-        cfg.resume = True
-        cfg.load_from = None if args.resume == 'auto' else args.resume
+    checkpoint = to_resume(args.resume, cfg.work_dir) if args.resume else None
+    if checkpoint is not None:
+        cfg.resume, cfg.load_from = True, checkpoint
     if args.amp:
         set_amp(cfg, args.amp_dtype)
     if args.compile:
@@ -53,8 +58,52 @@ def main(argv: Sequence[str] | None = None) -> None:
         cfg.default_hooks.checkpoint.save_best = None
     if args.auto_scale_lr:
         cfg.auto_scale_lr.enable = True
+    try:
+        check_writable(cfg.work_dir)
+    except OSError as error:
+        raise SystemExit(error.strerror) from error
     start_processes(cfg)
-    build_runner(cfg).train()
+    runner = build_runner(cfg)
+    try:
+        runner.train()
+    except CheckpointError as error:
+        raise SystemExit(str(error)) from error
+    except CheckpointNotWritten as error:
+        raise SystemExit(error.strerror) from error
+
+
+def to_resume(given: str, work_dir: str) -> str | None:
+    """The checkpoint to go on from; ``None``: there is none, and training starts.
+
+    Raises:
+        SystemExit: there are some and none is whole, or the given one is not.
+    """
+    if given != 'auto':
+        return given if '://' in given else checked(Path(given))
+    path, passed_over = last_good(work_dir)
+    if os.environ.get('RANK', '0') == '0':
+        for reason in passed_over:
+            print(f'passed over: {reason}', flush=True)
+    if path is None and passed_over:
+        raise SystemExit(
+            f'--resume auto has nothing to go on from in {work_dir}:\n'
+            + '\n'.join(passed_over)
+            + '\nRestore one from a copy, or start anew without --resume in another --work-dir.'
+        )
+    return str(path) if path else None
+
+
+def checked(path: Path) -> str:
+    """The checkpoint that was named, if it is whole."""
+    try:
+        if not path.is_file():
+            raise CheckpointError(f'checkpoint {path} does not exist.')
+        check_whole(path)
+    except CheckpointError as error:
+        good, _ = last_good(path.parent)
+        there = f'The last good one there is {good}' if good else 'No other one there is whole'
+        raise SystemExit(f'{error} {there}.') from error
+    return str(path)
 
 
 def set_amp(cfg, dtype: str) -> None:
@@ -76,4 +125,4 @@ def set_compile(cfg) -> None:
 
 
 if __name__ == '__main__':
-    main()
+    record(main)()  # torchrun then shows the error of the process that failed first

@@ -13,7 +13,7 @@ default_hooks = dict(
     logger=dict(type='LoggerHook', interval=50),
     param_scheduler=dict(type='ParamSchedulerHook'),
     checkpoint=dict(
-        type='CheckpointHook',
+        type='SafeCheckpointHook',
         interval=1,
         max_keep_ckpts=1,
         save_best='full/first-image/SumR',
@@ -23,14 +23,17 @@ default_hooks = dict(
 )
 custom_hooks = [
     dict(type='StepSeedHook'),
+    dict(type='NonFiniteHook', action='stop'),
     dict(type='CheckpointChoiceHook'),
     dict(type='PlainCheckpointHook'),
     dict(type='ImageFeatureCache'),
+    dict(type='RunRecordHook'),
 ]
 env_cfg = dict(
     cudnn_benchmark=False,
     mp_cfg=dict(mp_start_method='fork', opencv_num_threads=0),
-    dist_cfg=dict(backend='nccl'),
+    # seconds that processes wait for each other; rank 0 alone measures causal effects meanwhile
+    dist_cfg=dict(backend='nccl', timeout=600),
 )
 # dict(type='TensorboardVisBackend') in this list writes TensorBoard files
 vis_backends = [dict(type='LocalVisBackend')]
@@ -38,4 +41,4 @@ visualizer = dict(type='UniversalVisualizer', vis_backends=vis_backends)
 log_level = 'INFO'
 load_from = None
 resume = False
-randomness = dict(seed=0)
+randomness = dict(seed=0, deterministic=False)

@@ -52,7 +52,8 @@ def parser_of(path: Path, arguments: list[str] | None = None) -> argparse.Argume
 
     def catch(parser, args=None, namespace=None):
         if arguments is not None:
-            _, unknown = parse(parser, arguments)
+            with patch.object(argparse.ArgumentParser, 'parse_known_args', parse):  # sub-commands
+                _, unknown = parse(parser, arguments)
             if unknown:
                 parser.error(f'unrecognized arguments: {" ".join(unknown)}')
         caught.append(parser)

@@ -4,7 +4,7 @@ The web service is :mod:`eiclip_mm.apis.service`, which needs the extra ``[serve
 """
 
 from .catalogue import Catalogue, Item, open_photo, read_catalogue
-from .checkpoint import Checkpoint, open_checkpoint
+from .checkpoint import Checkpoint, open_checkpoint, save_checkpoint
 from .encoder import Encoder, Entity, Reading
 from .index import CatalogueIndex, Condition, Hit, parse_filters, recall_at_k
 from .inferencer import EICLIPInferencer
@@ -33,4 +33,5 @@ __all__ = [
     'read_catalogue',
     'read_photo',
     'recall_at_k',
+    'save_checkpoint',
 ]

@@ -1,20 +1,25 @@
 """A checkpoint as it is handed over: weights, and the config and vocabulary inside it.
 
-Opening one runs nothing that stands in it: weights are read with ``weights_only=True``, the config
-as literals, its types are registered names, and nothing is fetched from a hub.
+Opening one runs nothing that stands in it: weights are read with ``weights_only=True`` or as
+safetensors, the config as literals, its types are registered names, and nothing is fetched from a
+hub.
 """
 
 import ast
-import sys
-from collections.abc import Iterator, Mapping
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
+from io import BytesIO
+from math import inf
 from pathlib import Path
 from typing import Any
 
 import torch
 from mmengine.config import Config
+from safetensors.torch import save
 from torch import Tensor
 
+from eiclip_mm.models.checkpoints import read_weights
 from eiclip_mm.models.ei_clip import vocab_of_state
 from eiclip_mm.registry import (
     DATA_SAMPLERS,
@@ -23,14 +28,19 @@ from eiclip_mm.registry import (
     MODELS,
     TOKENIZER,
     TRANSFORMS,
-    Registry,
 )
-from eiclip_mm.structures import EntityVocab, resolve_path
+from eiclip_mm.structures import EntityVocab
 from eiclip_mm.utils import load_config
+from eiclip_mm.utils.checkpoint_file import write_checkpoint
 from eiclip_mm.utils.digest import file_sha256
+
+from .foreign import Budget, check_local, check_sizes, check_types
 
 # what parsing a text that is no config may end in
 UNREADABLE = (SyntaxError, AttributeError, ValueError, TypeError, RecursionError, MemoryError)
+# what else a config ends in whose values have the wrong type, or do not fit each other
+MISFIT = (*UNREADABLE, KeyError, IndexError, RuntimeError, AssertionError, ArithmeticError)
+LONGEST = 2**20  # characters of a config; mmengine writes some 20,000
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,18 +103,16 @@ def open_checkpoint(path: str | Path, config: Config | str | Path | None = None)
             f'checkpoint {path} does not exist; tools/train.py writes one to '
             'work_dirs/CONFIG/best_*.pth.'
         )
-    try:
-        loaded = torch.load(path, map_location='cpu', weights_only=True)
-    except Exception as error:  # pickle's own errors have no common class
-        raise ValueError(f'{path} cannot be read safely as a checkpoint: {error!s:.300}') from error
+    loaded = read_weights(path)
     state: Any = loaded.get('state_dict') if isinstance(loaded, dict) else None
     try:
         vocab_of_state(state['_extra_state'])
-    except (TypeError, KeyError, AttributeError, ValueError) as error:
+    except UNREADABLE + (KeyError,) as error:
         raise ValueError(
             f'{path} is no checkpoint of eiclip_mm: it holds no vocabulary that can be read '
             f'({error!s:.100}). Give a file that tools/train.py wrote.'
         ) from error
+    _check_weights(state, path)
     meta = loaded.get('meta')
     meta = meta if isinstance(meta, dict) else {}
     if config is None:
@@ -114,14 +122,53 @@ def open_checkpoint(path: str | Path, config: Config | str | Path | None = None)
     return Checkpoint(path, config, state, meta)
 
 
+def save_checkpoint(path: str | Path, state: Mapping[str, Tensor], meta: Mapping) -> None:
+    """Write what :func:`open_checkpoint` reads, whole or not at all.
+
+    Args:
+        path: ``NAME.safetensors``, in which no program can be hidden, or ``NAME.pth``.
+        state: weights by name.
+        meta: plain data: config, epoch, seed.
+
+    Raises:
+        OSError: the disk does not take it.
+    """
+    if Path(path).suffix == '.safetensors':
+        own = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+        write_checkpoint(path, save(own, dict(format='pt', meta=json.dumps(meta, default=str))))
+        return
+    content = BytesIO()  # torch hides from us what a full disk says
+    torch.save(dict(meta=dict(meta), state_dict=dict(state)), content)
+    write_checkpoint(path, content.getvalue())
+
+
+def _check_weights(state: Mapping, path: Path) -> None:
+    for name, tensor in state.items():
+        if not (isinstance(name, str) and isinstance(tensor, Tensor) and _is_plain(tensor)):
+            raise ValueError(f'{path}: {name!r:.100} is no dense tensor of real numbers.')
+        # -inf is what masks are made of
+        if tensor.is_floating_point() and tensor.numel() and not tensor.float().max() < inf:
+            raise ValueError(
+                f'{path}: {name} holds NaN or infinite numbers, so that nothing can be embedded; '
+                'take an earlier checkpoint of the run.'
+            )
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    dense = tensor.layout is torch.strided and tensor.device.type == 'cpu'
+    return dense and not tensor.is_quantized and not tensor.is_complex()
+
+
 def _config(text: str, path: Path) -> Config:
     """The config that mmengine wrote into a checkpoint, without running it."""
     try:
+        if len(text) > LONGEST:
+            raise ValueError(f'it has {len(text)} characters, at most {LONGEST} are read')
         statements: list[Any] = ast.parse(text).body
         config = {s.targets[0].id: _literal(s.value) for s in statements}
     except UNREADABLE as error:
         raise ValueError(
-            f'the config inside {path} is not plain data ({error}); give the config it was '
+            f'the config inside {path} is not plain data ({error!s:.200}); give the config it was '
             'trained with: config=..., or --config.'
         ) from error
     try:
@@ -134,20 +181,46 @@ def _config(text: str, path: Path) -> Config:
             'was trained with: config=..., or --config.'
         ) from error
     try:
-        check_types(model, MODELS, TOKENIZER)
+        check_types(model, MODELS, TOKENIZER, inherited=False)
         check_types(pipeline, TRANSFORMS)
         loaders = [value for key, value in config.items() if key.endswith('_dataloader')]
         check_types(loaders, DATASETS, TRANSFORMS, TOKENIZER, DATA_SAMPLERS, FUNCTIONS)
         check_local(towers['model'])
         check_local(tokenizer['model'])
-    except (KeyError, TypeError) as error:
-        raise ValueError(f'the config inside {path} lacks {error}.') from error
+        texts = [part['model'] for part in (towers, tokenizer) if isinstance(part['model'], dict)]
+        check_sizes(pipeline, tokenizer, *(text.get('text_cfg', {}) for text in texts))
+        return Config(config)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f'the config inside {path} is damaged or lacks {error}.') from error
     except ValueError as error:
         raise ValueError(
             f'the config inside {path} {error}. If you trust it, give the config it was trained '
             'with: config=..., or --config.'
         ) from error
-    return Config(config)
+
+
+def build_model(checkpoint: Checkpoint) -> Any:
+    """The model with its weights, in memory that these account for.
+
+    Raises:
+        ValueError: weights and config do not fit.
+    """
+    try:
+        with Budget(checkpoint.state):
+            model = MODELS.build(checkpoint.model)
+    except MISFIT as error:
+        raise ValueError(
+            f'{checkpoint.path}: no model can be built of its config ({type(error).__name__}: '
+            f'{error!s:.300}); give the config it was trained with: config=..., or --config.'
+        ) from error
+    try:
+        model.load_state_dict(checkpoint.state)
+    except RuntimeError as error:
+        why = ' '.join(str(error).split())
+        raise ValueError(
+            f'{checkpoint.path}: the weights do not fit the config: {why:.500}'
+        ) from error
+    return model
 
 
 def _literal(node: Any) -> Any:
@@ -164,58 +237,3 @@ def _literal(node: Any) -> Any:
         pairs = zip(node.keys, node.values, strict=True)
         return {_literal(key): _literal(value) for key, value in pairs}
     return ast.literal_eval(node)
-
-
-def check_types(value: Any, *registries: Registry) -> None:
-    """Refuse ``type`` values that are not in a registry: mmengine would import what they name.
-
-    Args:
-        value: a config.
-        registries: its types must be in one of them, or in their ancestors.
-
-    Raises:
-        ValueError: names the first.
-    """
-    known = {name for registry in registries for name in _names(registry)}
-
-    def check(value: Any) -> None:
-        if isinstance(value, dict):
-            if 'type' in value and value['type'] not in known:
-                raise ValueError(f'names type {value["type"]!r}, which is not registered')
-            value = list(value.values())
-        if isinstance(value, (list, tuple)):
-            for inner in value:
-                check(inner)
-
-    check(value)
-
-
-def _names(registry: Registry) -> Iterator[str]:
-    registry.import_from_location()
-    node = registry
-    while node is not None:
-        for name, part in node.module_dict.items():
-            yield from (name, f'{node.scope}.{name}')
-            # and what it is imported by, for that is what pure-Python configs leave in a checkpoint
-            module, given = part.__module__, getattr(part, '__name__', name)
-            while module:
-                if getattr(sys.modules.get(module), given, None) is part:
-                    yield f'{module}.{given}'
-                module = module.rpartition('.')[0]
-        node = node.parent
-
-
-def check_local(model: str | Mapping) -> None:
-    """Refuse an architecture whose parts would be fetched from a hub.
-
-    Raises:
-        ValueError: names the part.
-    """
-    if isinstance(model, str):
-        if ':' in model:
-            raise ValueError(f'names the model {model!r}, which would be fetched from a hub')
-        return
-    for key in ('hf_model_name', 'hf_tokenizer_name'):
-        name = model.get('text_cfg', {}).get(key)
-        if name is not None and not Path(resolve_path(name)).is_dir():
-            raise ValueError(f'names {key} {name!r}, which is no folder here')

@@ -5,6 +5,8 @@ import logging
 import time
 import traceback
 from collections.abc import Mapping
+from contextlib import suppress
+from math import ceil
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -16,6 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .batching import Busy
 from .messages import Limits
+from .rate import Rate
 
 logger = logging.getLogger('eiclip_mm.service')
 
@@ -25,10 +28,13 @@ CODES = {
     405: 'method_not_allowed',
     413: 'too_large',
     422: 'invalid',
+    429: 'too_many',
     500: 'internal',
     503: 'busy',
     504: 'timeout',
 }
+UNCOUNTED = ('/health', '/metrics')  # those who watch over the service may always ask
+READ_ON_S = 2  # of a body that is too large
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 
 
@@ -49,6 +55,11 @@ def answer_errors_as_json(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def refused(request: Request, error: HTTPException) -> Response:
         message = error.detail
+        if error.status_code == 400 and message == 'There was an error parsing the body':
+            message = (
+                'the body cannot be read as JSON: it must be UTF-8, not compressed, not nested '
+                'deeply, without numbers of thousands of digits.'
+            )
         if error.status_code in (404, 405) and message in ('Not Found', 'Method Not Allowed'):
             message = f'there is no {request.method} here; GET /docs lists what there is.'
         return failure(error.status_code, message, error.headers)
@@ -87,6 +98,7 @@ class Gate:
     def __init__(self, app: ASGIApp, limits: Limits, registry: CollectorRegistry):
         self.app, self.limits, self.held = app, limits, 0
         self.max_body = int(limits.max_body_mb * 2**20)
+        self.rate = Rate(limits.max_rate) if limits.max_rate else None
         self.requests = Counter(
             'eiclip_requests', 'Answers by route and status.', ['route', 'status'],
             registry=registry,
@@ -130,8 +142,13 @@ class Gate:
 
     async def _pass(self, scope: Scope, receive: Receive, send: Send) -> JSONResponse | None:
         """Let a request through; an answer if it must not pass, or did not in time."""
+        if self.rate is not None and scope['path'] not in UNCOUNTED:
+            address, _ = scope.get('client') or ('', 0)
+            if wait := self.rate.wait(address, time.monotonic()):
+                return self._too_many(wait)
         length = Headers(scope=scope).get('content-length', '0')
         if length.isdecimal() and int(length) > self.max_body:
+            await self._read_on(receive)
             return failure(413, self._too_large())
         counted = scope['method'] not in ('GET', 'HEAD')  # /health answers under any load
         if counted and self.held >= self.limits.max_queue:
@@ -150,6 +167,17 @@ class Gate:
             self.held -= counted
         return None
 
+    async def _read_on(self, receive: Receive) -> None:
+        """Drop what still comes: a connection closed on it would take the answer along."""
+        size = 0
+        with suppress(TimeoutError):
+            async with asyncio.timeout(READ_ON_S):
+                while size < 4 * self.max_body:
+                    message = await receive()
+                    size += len(message.get('body', b''))
+                    if not message.get('more_body', False):
+                        return
+
     def _bounded(self, receive: Receive) -> Receive:
         """``receive`` that refuses more than ``max_body``, whatever the headers say."""
         size = 0
@@ -163,6 +191,10 @@ class Gate:
             return message
 
         return bounded
+
+    def _too_many(self, wait: float) -> JSONResponse:
+        message = f'an address may ask {self.limits.max_rate:g} times a second; try again later.'
+        return failure(429, message, {'Retry-After': str(ceil(wait))})
 
     def _too_large(self) -> str:
         return f'the body may have {self.limits.max_body_mb:g} MiB; send less at a time.'

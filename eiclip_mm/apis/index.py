@@ -20,6 +20,7 @@ from .qdrant import SIDES, Folder, Server, store_at
 __all__ = ['CatalogueIndex', 'Condition', 'Hit', 'parse_filters', 'recall_at_k']
 
 FORMAT = 'eiclip_mm.index/1'
+FIELDS = (filters.TEXTS, filters.NUMBERS)
 BATCH = 2**18  # numbers of one side that are written at once: whole or not at all
 
 
@@ -60,6 +61,8 @@ class CatalogueIndex:
                 f'the index is damaged: the dim of its metadata must be a whole number of 1 or '
                 f'more, got {dim!r}; build it anew.'
             )
+        if not isinstance(meta.get('about'), dict):
+            raise ValueError('the index is damaged: its metadata lacks "about"; build it anew.')
         self.dim: int = dim
         self._known = _known(meta)
 
@@ -310,7 +313,9 @@ def _known(meta: Mapping) -> dict[str, set[str]]:
     known: dict[str, set[str]] = {}
     for name, value in meta.items():
         if name.startswith((filters.TEXTS, filters.NUMBERS)):
-            kind, field = value
+            kind, field = value if isinstance(value, list) and len(value) == 2 else (None, None)
+            if kind not in FIELDS or not isinstance(field, str):
+                raise ValueError(f'the index is damaged: its field {name!r:.80}; build it anew.')
             known.setdefault(field, set()).add(kind)
     return known
 

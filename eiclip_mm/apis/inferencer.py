@@ -7,10 +7,10 @@ from mmengine.config import Config
 from torch import Tensor
 
 from eiclip_mm.models import EICLIP, OpenCLIP
-from eiclip_mm.registry import INFERENCERS, MODELS
+from eiclip_mm.registry import INFERENCERS
 from eiclip_mm.utils.digest import file_sha256
 
-from .checkpoint import open_checkpoint
+from .checkpoint import MISFIT, build_model, open_checkpoint
 from .encoder import Encoder
 from .photos import PhotoSizing
 
@@ -39,19 +39,19 @@ class EICLIPInferencer(Encoder):
         batch_size: int = 64,
     ):
         opened = open_checkpoint(checkpoint, config)
-        model: OpenCLIP = MODELS.build(opened.model)
-        try:
-            model.load_state_dict(opened.state)
-        except RuntimeError as error:
-            raise ValueError(
-                f'{opened.path}: the weights do not fit the config: {error!s:.500}'
-            ) from error
+        model: OpenCLIP = build_model(opened)
         self.device = torch.device(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
         self.model = model.to(self.device).eval().requires_grad_(False)
         self.checkpoint, self.config = opened.path, opened.config
         self.name, self.dim = opened.path.name, model.towers.dim
-        pipeline = opened.config.test_dataloader.dataset.pipeline
-        super().__init__(model.tokenizer, PhotoSizing(pipeline), batch_size)
+        try:
+            sizing = PhotoSizing(opened.config.test_dataloader.dataset.pipeline)
+        except MISFIT as error:
+            raise ValueError(
+                f'{opened.path}: photos cannot be sized as its config says '
+                f'({type(error).__name__}: {error!s:.300}).'
+            ) from error
+        super().__init__(model.tokenizer, sizing, batch_size)
 
     def embed_pixels(self, pixels: Tensor) -> Tensor:
         """See :class:`Encoder`."""

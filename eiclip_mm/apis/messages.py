@@ -1,6 +1,7 @@
 """What the service is asked and answers: its JSON, and its limits."""
 
 from dataclasses import dataclass
+from math import inf
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -24,9 +25,12 @@ class Limits:
         max_wait_ms: how long a batch that is not full waits for more, in milliseconds.
         max_queue: requests at a time, photos at a time, and texts at a time; beyond it, 503.
         max_body_mb: MiB of a body; beyond it, 413.
-        timeout_s: seconds to an answer; beyond it, 504.
+        timeout_s: seconds to an answer; beyond it, 504. Also to the end of the headers, and for a
+            client to go on reading; beyond it, the connection is cut.
         max_items: photos or texts of one request; beyond it, 422.
         max_pixels: of a photo as it is sent; beyond it, 422, and it is not decoded.
+        max_connections: at a time; beyond it, they are cut.
+        max_rate: requests a second from one address, on the mean; beyond it, 429. 0: any.
     """
 
     max_batch: int = 16
@@ -36,10 +40,12 @@ class Limits:
     timeout_s: float = 10
     max_items: int = 256
     max_pixels: int = 25_000_000
+    max_connections: int = 1000
+    max_rate: float = 0
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if value < 0 or (value == 0 and name != 'max_wait_ms'):
+            if not 0 <= value < inf or (value == 0 and name not in ('max_wait_ms', 'max_rate')):
                 raise ValueError(f'{name} must be positive, got {value}.')
         if self.max_queue < self.max_items:
             raise ValueError(

@@ -1,6 +1,7 @@
 """A model as tools/deployment/export_onnx.py wrote it: two graphs and plain data, no checkpoint."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,13 @@ from torch import Tensor
 from eiclip_mm.datasets.tokenizer import EntityTokenizer
 from eiclip_mm.registry import TRANSFORMS
 
-from .checkpoint import check_types
+from .checkpoint import MISFIT
 from .encoder import Encoder
+from .foreign import check_sizes, check_types
 from .photos import PhotoSizing
 
 FORMAT = 'eiclip_mm.onnx/1'
+SUBWORDS = ('bpe.json', 'tokenizer/tokenizer.json')  # CLIP's, and a Hugging Face model's
 
 
 class OnnxEncoder(Encoder):
@@ -39,7 +42,10 @@ class OnnxEncoder(Encoder):
         about = read_about(folder)
         try:
             text, sizing = dict(about['text']), about['image']['sizing']
-            self.name, self.dim, self.sha256 = about['name'], about['dim'], about['sha256']
+            self.name, self.dim, self.sha256 = (about[key] for key in ('name', 'dim', 'sha256'))
+            _check_about(about, text)
+            check_types(sizing, TRANSFORMS)
+            check_sizes(sizing, text)
             architecture = dict(context_length=text['context_length'])
             if text['subwords'] != 'bpe.json':
                 architecture['hf_model_name'] = str((folder / text['subwords']).parent)
@@ -47,9 +53,8 @@ class OnnxEncoder(Encoder):
             tokenizer = EntityTokenizer(
                 dict(text_cfg=architecture), about['vocab'], **{key: text[key] for key in keys}
             )
-            check_types(sizing, TRANSFORMS)
             sizing = PhotoSizing(sizing)
-        except (KeyError, TypeError, ValueError) as error:
+        except MISFIT as error:
             raise ValueError(
                 f'{folder / "model.json"} is damaged ({type(error).__name__}: {error}); export the '
                 'model again with tools/deployment/export_onnx.py.'
@@ -57,7 +62,10 @@ class OnnxEncoder(Encoder):
         super().__init__(tokenizer, sizing, batch_size)
         self.image = open_graph(folder / 'image.onnx', threads)
         self.product = open_graph(folder / 'product.onnx', threads)
+        _check_graph(folder / 'image.onnx', self.image, dict(pixels='uint8'), self.dim)
         self.has_entities = len(self.product.get_inputs()) == 2
+        ids = dict(text='int64') | (dict(entity_ids='int64') if self.has_entities else {})
+        _check_graph(folder / 'product.onnx', self.product, ids, self.dim)
 
     def embed_pixels(self, pixels: Tensor) -> Tensor:
         """See :class:`Encoder`."""
@@ -73,6 +81,29 @@ class OnnxEncoder(Encoder):
         inputs['entity_ids'] = entity_ids.numpy()
         vectors, weights = self.product.run(['vectors', 'weights'], inputs)
         return torch.from_numpy(vectors), torch.from_numpy(weights)
+
+
+def _check_about(about: Mapping, text: Mapping) -> None:
+    """Refuse values of other types, and sub-words elsewhere on the disk."""
+    for key, type_ in (('name', str), ('dim', int), ('sha256', str), ('vocab', dict)):
+        if type(about[key]) is not type_:
+            raise TypeError(f'{key} must be {type_.__name__}, got {about[key]!r:.50}')
+    if text['subwords'] not in SUBWORDS:
+        raise ValueError(f'its subwords are {SUBWORDS}, got {text["subwords"]!r:.50}')
+
+
+def _check_graph(path: Path, graph: Any, inputs: Mapping[str, str], dim: int) -> None:
+    """Refuse a graph that takes or gives something else."""
+    found = {each.name: each.type for each in graph.get_inputs()}
+    outputs = {each.name: each.shape for each in graph.get_outputs()}
+    names = {'vectors', 'weights'} if 'entity_ids' in inputs else {'vectors'}
+    wanted = {name: f'tensor({type_})' for name, type_ in inputs.items()}
+    if found != wanted or outputs.keys() != names or outputs['vectors'][1:] != [dim]:
+        raise ValueError(
+            f'{path} must make {sorted(names)}, vectors of {dim} numbers, from {wanted}; it makes '
+            f'{outputs} from {found}. Export the model again with '
+            'tools/deployment/export_onnx.py.'
+        )
 
 
 def read_about(folder: Path) -> dict:

@@ -16,6 +16,9 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
+from eiclip_mm.utils.whole_file import write_whole_text
+from eiclip_mm.utils.whole_together import whole_folder
+
 from .filters import NUMBERS, TEXTS
 
 SIDES = ('image', 'product')
@@ -67,17 +70,18 @@ class Folder:
 
     def create(self, dim: int, meta: Mapping) -> None:
         """An empty index of vectors of width ``dim``."""
-        if self.where.exists() and (not self.where.is_dir() or any(self.where.iterdir())):
-            raise FileExistsError(f'{self.where} is there and not empty; remove it or open it.')
         self._check_room()
-        self._points.mkdir(parents=True)
         edge = self.models
         params = edge.EdgeVectorParams(size=dim, distance=edge.Distance.Dot)
         config = edge.EdgeConfig(
             vectors=dict.fromkeys(SIDES, params), hnsw_config=edge.HnswIndexConfig(**GRAPH)
         )
-        self._shard = edge.EdgeShard.create(str(self._points), config)
-        self._write(meta)
+        with whole_folder(self.where) as part:  # one without index.json could not be opened
+            (part / self._points.name).mkdir()
+            edge.EdgeShard.create(str(part / self._points.name), config).close()
+            text = json.dumps(meta, ensure_ascii=False, indent=1)
+            (part / self._meta.name).write_text(text, encoding='utf-8')
+        self._load()
 
     def open(self) -> None:
         """The index that is there."""
@@ -89,8 +93,16 @@ class Folder:
             raise ValueError(f'{self.where} is no index: it holds no index.json.')
         meta = self.meta()
         self._check_room()
+        self._load()
+        items = meta.pop('items', None)  # the engine passes over segments that lack a file
+        if items not in (None, there := self.count()):
+            self._shard.close()
+            raise ValueError(DAMAGED.format(self.where, f'it has {there} of {items} items'))
+        self._write(meta)
+
+    def _load(self) -> None:
         try:
-            self._shard = self.models.EdgeShard.load(str(self._points))
+            self._shard: Any = self.models.EdgeShard.load(str(self._points))
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:  # the engine's panics are no Exceptions
@@ -100,26 +112,22 @@ class Folder:
                     'processes share a Qdrant server: http://HOST:PORT/COLLECTION.'
                 ) from error
             raise ValueError(DAMAGED.format(self.where, error)) from error
-        items = meta.pop('items', None)  # the engine passes over segments that lack a file
-        if items not in (None, there := self.count()):
-            self._shard.close()
-            raise ValueError(DAMAGED.format(self.where, f'it has {there} of {items} items'))
-        self._write(meta)
 
-    def _check_room(self) -> None:
+    def _check_room(self, more: int = 0) -> None:
+        needed = FREE + more
         where = self.where.absolute()
         place = next(folder for folder in (where, *where.parents) if folder.exists())
-        if (free := shutil.disk_usage(place).free) < FREE:
+        if (free := shutil.disk_usage(place).free) < needed:
             raise OSError(
-                f'the disk of index {self.where} has {free / 2**20:.0f} MiB free, an index needs '
-                f'{FREE / 2**20:.0f} to be opened; make room, or keep it on another disk.'
+                f'the disk of index {self.where} has {free / 2**20:.0f} MiB free, it needs '
+                f'{needed / 2**20:.0f}; make room, or keep it on another disk. What it holds stays.'
             )
 
     def meta(self) -> dict:
         """What :meth:`create` and :meth:`add_meta` were given."""
         try:
             return dict(json.loads(self._meta.read_text(encoding='utf-8')))
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RecursionError) as error:
             raise ValueError(DAMAGED.format(self._meta, error)) from error
 
     def add_meta(self, more: Mapping) -> None:
@@ -128,12 +136,7 @@ class Folder:
             self._write(self.meta() | dict(more))
 
     def _write(self, meta: Mapping) -> None:
-        part = self._meta.with_suffix('.part')
-        with open(part, 'w', encoding='utf-8') as file:
-            json.dump(meta, file, ensure_ascii=False, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(self._meta)  # whole or not at all
+        write_whole_text(self._meta, json.dumps(meta, ensure_ascii=False, indent=1))
 
     def add_field(self, path: str, kind: str) -> None:
         """Let filters by a field be fast."""
@@ -143,6 +146,7 @@ class Folder:
 
     def upsert(self, points: Sequence[tuple[str, dict, dict]]) -> None:
         """Add or replace points: id, vectors by name, payload."""
+        self._check_room()
         made = [self.models.Point(*point) for point in points]
         self._shard.update(self.models.UpdateOperation.upsert_points(made))
 
@@ -188,6 +192,8 @@ class Folder:
 
     def optimize(self) -> None:
         """Build the graphs of points that have none."""
+        written = sum(p.stat().st_blocks * 512 for p in self._points.rglob('*') if p.is_file())
+        self._check_room(written)  # segments are written anew beside the old ones
         self._shard.optimize()
         self._shard.flush()
 

@@ -44,6 +44,7 @@ __all__ = ['Limits', 'create_app']
 REASONS = {
     413: 'the body is too large',
     422: 'not what can be answered; the message says why',
+    429: 'one address asks too often; Retry-After says when to ask again',
     500: 'our fault; the log says where',
     503: 'the queue is full; Retry-After says when to ask again',
     504: 'no answer in time',

@@ -121,6 +121,8 @@ class SharedEncoder:
     def _readable(self, text: _Text) -> _Text:
         """A text without long words, as the tokenizer cleans it: that joins what seems apart."""
         joined = clean_text(' '.join(_strings(text.product)))
+        if not joined:
+            raise HTTPException(422, f'{text.place} is empty.')
         if _LONG_WORD.search(self.encoder.tokenizer.subwords.clean(joined)):
             raise HTTPException(422, f'{text.place} has a word of more than 200 letters.')
         return text

@@ -2,16 +2,19 @@
 
 import contextlib
 import io
-import json
+import os
 from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from pycocotools.coco import COCO
 
 from eiclip_mm.registry import DATASETS
-from eiclip_mm.structures import clean_text
+from eiclip_mm.structures import clean_text, is_type_name
+from eiclip_mm.utils.untrusted import read_json, shown
 
+from .bad_rows import BadRows
 from .product_dataset import ProductDataset
 
 
@@ -21,7 +24,8 @@ class CocoProducts(ProductDataset):
 
     Args:
         ann_file: the JSON file, relative to ``data_root``.
-        image_root: folder of the photos; the JSON file's own folder when not given.
+        image_root: folder of the photos; the JSON file's own when not given. Names are relative
+            to it, and lead out of it only where it is the JSON file's. Links are followed.
         **kwargs: see :class:`ProductDataset`.
     """
 
@@ -32,90 +36,142 @@ class CocoProducts(ProductDataset):
     def load_records(self) -> list[dict]:
         """Read the JSON file; one record a product, in order of its first image."""
         path = Path(self.ann_file)
-        if not path.is_file():
+        if not os.path.isfile(path):  # a Path's own raises where the name is too long
+            problem = 'is no file' if os.path.exists(path) else 'does not exist'
             raise FileNotFoundError(
-                f'catalogue {path} does not exist; docs/data_format.md says how to write one.'
+                f'catalogue {shown(path)} {problem}; docs/data_format.md says how to write one.'
             )
-        coco = _read(path)
-        root = Path(self.image_root) if self.image_root else path.parent
+        coco = _read(path, self.bad)
+        root = self.image_root or str(path.parent)
         records: dict[int, dict] = {}
-        for number, image in enumerate(coco.dataset['images']):
-            file_name = _field(image, 'file_name', str, f'{path}: images[{number}]')
+        for image in coco.dataset['images']:
             product_id = image.get('product_id', image['id'])
-            if isinstance(product_id, bool) or not isinstance(product_id, int):
-                raise ValueError(
-                    f'{path}: images[{number}].product_id must be an integer, got {product_id!r}.'
-                )
             record = records.setdefault(
                 product_id, dict(product_id=product_id, images=[], texts=[], entities={})
             )
-            record['images'].append(dict(img_path=str(root / file_name)))
+            if self._may_be_read(image, path):
+                photo = os.path.join(root, image['file_name'])
+                record['images'].append(dict(img_path=photo))
             for annotation in coco.imgToAnns.get(image['id'], ()):
-                where = f'{path}: annotation {annotation.get("id")!r}'
-                caption = _field(annotation, 'caption', str, where)
-                record['texts'].append(dict(description=clean_text(caption)))
-                for type_, names in _entities(annotation, where).items():
+                record['texts'].append(dict(description=clean_text(annotation['caption'])))
+                for type_, names in _entities(annotation).items():
                     known = record['entities'].setdefault(type_, [])
                     known.extend(name for name in names if name not in known)
-        bare = [r['product_id'] for r in records.values() if not r['texts']]
-        if bare:
-            raise ValueError(
-                f'{path}: {len(bare)} products have no caption, e.g. product {bare[0]}; every '
-                'product needs at least one annotation.'
-            )
-        return list(records.values())
+        for record in records.values():
+            if not record['texts']:
+                why = (
+                    f'{path}: product {record["product_id"]} has no caption; every product needs '
+                    'at least one annotation.'
+                )
+                self.bad.add(path, f'product {record["product_id"]}', why)
+        return [r for r in records.values() if r['texts'] and r['images']]
+
+    def _may_be_read(self, image: dict, path: Path) -> bool:
+        """Whether a photo's name leads to where photos are."""
+        name = image['file_name']
+        climbs = os.path.normpath(name).split(os.sep)[0] == os.pardir
+        root = self.image_root or path.parent
+        # Converters name photos that stay where they are as seen from the JSON file's folder.
+        if not os.path.isabs(name) and (not climbs or _same_folder(root, path.parent)):
+            return True
+        folder = shown(root)
+        id_ = shown(image['id'])
+        self.bad.add(
+            path,
+            f'image {id_}',
+            f'{path}: image {id_}: file_name {shown(name)!r} must be relative to {folder}.',
+        )
+        return False
 
 
-def _read(path: Path) -> COCO:
-    try:
-        dataset = json.loads(path.read_text(encoding='utf-8-sig'))
-    except ValueError as error:
-        raise ValueError(f'{path} is not JSON: {error}') from error
+def _same_folder(one: str | Path, other: str | Path) -> bool:
+    return os.path.realpath(one) == os.path.realpath(other)
+
+
+def _read(path: Path, bad: BadRows) -> COCO:
+    dataset = read_json(path)
     if not isinstance(dataset, dict):
         raise ValueError(
             f'{path} is not COCO-captions JSON: expected an object, got a {type(dataset).__name__}.'
         )
-    for key, needed in (('images', ['id']), ('annotations', ['id', 'image_id'])):
-        rows = dataset.get(key)
-        if not isinstance(rows, list) or not rows:
+    for key in ('images', 'annotations'):
+        if not isinstance(dataset.get(key), list) or not dataset[key]:
             raise ValueError(f'{path}: "{key}" is missing or empty; expected a list.')
-        for number, row in enumerate(rows):
-            for name in needed:
-                if not isinstance(row, dict) or not isinstance(row.get(name), (int, str)):
-                    raise ValueError(
-                        f'{path}: {key}[{number}] must have an integer {name!r}, got {row!r:.100}.'
-                    )
+    images = list(_sound(path, 'images', dataset['images'], _problem_of_image, bad))
+    ids = Counter(image['id'] for image in images)
+    if len(ids) < len(images):  # whose captions they are nobody can say
+        twice = shown(ids.most_common(1)[0][0])
+        raise ValueError(f'{path}: image id {twice} occurs twice in "images".')
+
+    def problem_of_annotation(row: Any) -> str | None:
+        problem = _problem_of_caption(row)
+        if not problem and row['image_id'] not in ids:
+            problem = f' names an image that is not in "images": image_id {shown(row["image_id"])}'
+        return problem
+
+    rows = dataset['annotations']
+    annotations = list(_sound(path, 'annotations', rows, problem_of_annotation, bad))
     # Not COCO(path): it reads in the locale's encoding and asks for a category in every caption
     # of a file that has "categories".
     coco = COCO()
-    coco.dataset = {key: dataset[key] for key in ('images', 'annotations')}
+    coco.dataset = dict(images=images, annotations=annotations)
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
         coco.createIndex()
-    if len(coco.imgs) != len(dataset['images']):
-        ids = Counter(image['id'] for image in dataset['images'])
-        raise ValueError(f'{path}: image id {ids.most_common(1)[0][0]} occurs twice in "images".')
-    stray = [a['image_id'] for a in coco.dataset['annotations'] if a['image_id'] not in coco.imgs]
-    if stray:
-        raise ValueError(
-            f'{path}: {len(stray)} annotations name an image that is not in "images", '
-            f'e.g. image_id {stray[0]!r}.'
-        )
     return coco
 
 
-def _field(row: dict, key: str, type_: type, where: str) -> Any:
-    if not isinstance(row.get(key), type_):
-        raise ValueError(f'{where}.{key} must be {type_.__name__}, got {row.get(key)!r}.')
-    return row[key]
+def _sound(
+    path: Path, key: str, rows: list, problem_of: Callable[[Any], str | None], bad: BadRows
+) -> Iterator[dict]:
+    """The rows without a problem; the others go to ``bad``."""
+    for number, row in enumerate(rows):
+        if problem := problem_of(row):
+            bad.add(path, f'{key}[{number}]', f'{path}: {key}[{number}]{problem}.')
+        else:
+            yield row
 
 
-def _entities(annotation: dict, where: str) -> dict[str, list[str]]:
-    entities = annotation.get('entities', {})
+def _problem_of_image(row: Any) -> str | None:
+    if not isinstance(row, dict) or not _is_id(row.get('id')):
+        return f" must have an integer 'id', got {shown(row)!r}"
+    name, product_id = row.get('file_name'), row.get('product_id', row['id'])
+    if not isinstance(name, str) or not _is_file_name(name):
+        return f'.file_name must be str that can name a file, got {shown(name)!r}'
+    if not _is_id(product_id) or isinstance(product_id, str):
+        return f'.product_id must be an integer of 64 bits, got {shown(product_id)!r}'
+    return None
+
+
+def _problem_of_caption(row: Any) -> str | None:
+    for key in ('id', 'image_id'):
+        if not isinstance(row, dict) or not _is_id(row.get(key)):
+            return f' must have an integer {key!r}, got {shown(row)!r}'
+    if not isinstance(row.get('caption'), str):
+        return f'.caption must be str, got {shown(row.get("caption"))!r}'
+    entities = row.get('entities', {})
     if not isinstance(entities, dict) or not all(
         isinstance(names, list) and all(isinstance(name, str) for name in names)
         for names in entities.values()
     ):
-        raise ValueError(
-            f'{where}.entities must be like {{"brand": ["Diesel"]}}, got {entities!r}.'
-        )
+        return f'.entities must be like {{"brand": ["Diesel"]}}, got {shown(entities)}'
+    odd = [type_ for type_ in entities if not is_type_name(type_)]
+    return f'.entities has a type of an odd name: {shown(odd[0])!r}' if odd else None
+
+
+def _is_id(value: Any) -> bool:
+    """Whether it is an integer that arrays hold, or a text."""
+    if isinstance(value, str):
+        return True
+    return type(value) is int and -(2**63) <= value < 2**63
+
+
+def _is_file_name(name: str) -> bool:
+    try:
+        return bool(name) and b'\0' not in os.fsencode(name)
+    except UnicodeEncodeError:  # half a surrogate pair
+        return False
+
+
+def _entities(annotation: dict) -> dict[str, list[str]]:
+    entities = annotation.get('entities', {})
     return {t: [clean_text(name) for name in names] for t, names in entities.items()}

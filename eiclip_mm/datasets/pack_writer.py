@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
+from eiclip_mm.utils.whole_file import write_whole_text
+
 from .packed import FORMAT, REMEDY, read_index
 
 FLUSH = 1024  # photos between two moments from which a killed run can go on
@@ -67,9 +69,9 @@ class PackWriter:
         if os.fstat(self._data.fileno()).st_size < size:
             raise ValueError(f'the photos beside {here} are cut off. {REMEDY}')
         # Whole or not at all: a part of it would make the next run forget photos readers know of.
-        temporary = self.part.with_suffix('.tmp')
-        write_lines(temporary, [json.dumps(line) for line in (self.head, *photos)], 'w')
-        os.replace(temporary, self.part)
+        lines = [json.dumps(line) + '\n' for line in (self.head, *photos)]
+        write_whole_text(self.part, ''.join(lines))
+        self._kept = self.part.stat().st_size
         return {(name, row) for name, row, *_ in photos}, size
 
     def __len__(self) -> int:
@@ -97,7 +99,7 @@ class PackWriter:
         self._data.flush()
         os.fsync(self._data.fileno())
         if self._lines:
-            write_lines(self.part, self._lines, 'a')
+            self._kept = write_lines(self.part, self._kept, self._lines)
         self._lines = []
 
     def finish(self) -> None:
@@ -114,12 +116,18 @@ class PackWriter:
             self._data.close()
 
 
-def write_lines(path: Path, lines: list[str], mode: str) -> None:
-    """Write lines that are on the disk when this returns."""
-    with open(path, mode, encoding='utf-8') as file:
-        file.writelines(line + '\n' for line in lines)
+def write_lines(path: Path, start: int, lines: list[str]) -> int:
+    """Write lines from byte ``start`` on; they are on the disk when this returns their end.
+
+    What a full disk let an earlier call write is overwritten.
+    """
+    with open(path, 'r+b') as file:
+        file.truncate(start)
+        file.seek(start)
+        file.write(''.join(line + '\n' for line in lines).encode())
         file.flush()
         os.fsync(file.fileno())
+        return file.tell()
 
 
 def source_name(path: str | Path, folder: str | Path) -> str:

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
+from eiclip_mm.utils.untrusted import shown
+
 FORMAT = 'eiclip_mm.packed_photos/1'
 REMEDY = 'Delete the pack and run tools/dataset_converters/pack_images.py again.'
 
@@ -115,7 +117,8 @@ class Pack:
             )
         for name, packed in self.head['sources'].items():
             source = self.index.parent / name
-            if source.is_file() and source.stat().st_size != packed:
+            # a Path's own raises where the name is too long
+            if os.path.isfile(source) and source.stat().st_size != packed:
                 raise ValueError(
                     f'{source} has {source.stat().st_size} bytes, but had {packed} when '
                     f'{self.data} was packed: it is another file now. {REMEDY}'
@@ -137,11 +140,13 @@ def read_index(path: Path) -> tuple[dict | None, list[list], dict | None]:
     Raises:
         ValueError: it is no index, or one of another version.
     """
+    if not os.path.isfile(path):  # a pipe would be waited for
+        raise ValueError(f'{path} is no regular file. {REMEDY}')
     try:
         lines = path.read_text(encoding='utf-8').split('\n')[:-1]  # a line without its end is torn
         head, *rest = json.loads(f'[{",".join(lines)}]') or [None]
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f'{path} is damaged: {error}. {REMEDY}') from error
+    except (ValueError, RecursionError, MemoryError) as error:
+        raise ValueError(f'{path} is damaged: {shown(error)}. {REMEDY}') from error
     if head is not None and (not isinstance(head, dict) or head.get('format') != FORMAT):
         got = head.get('format') if isinstance(head, dict) else type(head).__name__
         raise ValueError(f'{path} is of format {got!r}, expected {FORMAT!r}. {REMEDY}')
@@ -151,7 +156,7 @@ def read_index(path: Path) -> tuple[dict | None, list[list], dict | None]:
     for number, line in enumerate(rest, 2):
         if not _is_photo(line):
             raise ValueError(
-                f'{path} is damaged: line {number} is no photo: {line!r:.80}. {REMEDY}'
+                f'{path} is damaged: line {number} is no photo: {shown(line, 80)}. {REMEDY}'
             )
     return head, rest, end
 

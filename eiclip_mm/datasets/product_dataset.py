@@ -12,9 +12,11 @@ from mmengine.dataset import BaseDataset, Compose
 
 from eiclip_mm.registry import TOKENIZER
 
+from .bad_rows import MAX_BAD, BadRows
 from .batches import PackProduct, write_batch
 from .encoded import EncodedTexts
 from .labels import text_card, text_table
+from .photo_check import with_sound_photos
 from .sampler import kept_generators, seed_generators
 
 VIEWS = ('random', 'first', 'all')
@@ -66,6 +68,11 @@ class ProductDataset(BaseDataset):
         batched: make whole batches at once, see :func:`~.batches.write_batch`; the same values,
             several times as fast. The loader needs ``collate_fn=dict(type='stack_products')`` and
             the pipeline ``PackProduct`` at its end.
+        on_error: ``'skip'`` leaves out, when the data set is loaded, rows that cannot be read and
+            photos that are missing or cannot be decoded; :attr:`skipped` lists them. With
+            ``'raise'`` a row is an error then, and a photo when it is asked for. Rows of HDF5 are
+            read but for their pixels.
+        max_bad: share of the rows above which ``'skip'`` is an error, too.
         **kwargs: of ``mmengine.dataset.BaseDataset``.
     """
 
@@ -79,6 +86,8 @@ class ProductDataset(BaseDataset):
         select_share: float = 0.1,
         seed: int = 0,
         batched: bool = False,
+        on_error: str = 'raise',
+        max_bad: float = MAX_BAD,
         **kwargs: Any,
     ):
         for name, value, allowed in (('views', views, VIEWS), ('fold', fold, FOLDS)):
@@ -90,6 +99,7 @@ class ProductDataset(BaseDataset):
             raise ValueError(f'seed must be at least 0, got {seed}.')
         self.views, self.fold, self.select_share, self.seed = views, fold, select_share, seed
         self.batched = batched
+        self.bad = BadRows(on_error, max_bad)
         self.tokenizer = None if tokenizer is None else TOKENIZER.build(tokenizer)
         self.encoded: EncodedTexts | None = None
         # In shared memory, so that set_epoch reaches loader workers that live on.
@@ -102,13 +112,33 @@ class ProductDataset(BaseDataset):
                 f'{type(self.pipeline.transforms[-1]).__name__}; add it or leave batched out.'
             )
 
+    @property
+    def skipped(self) -> list[dict[str, str]]:
+        """The rows that were left out: ``file``, ``row`` and ``why`` of each."""
+        return self.bad.skipped
+
     def load_records(self) -> list[dict]:
-        """All records of the split, one a product; see the class."""
+        """All records of the split, one a product; see the class.
+
+        A row that cannot be used goes to ``self.bad.add``.
+        """
         raise NotImplementedError
+
+    def _sound_records(self) -> list[dict]:
+        """The records without what cannot be used."""
+        self.bad = BadRows(self.bad.on_error, self.bad.max_bad)
+        records = self.load_records()
+        rows = sum(len(record['images']) for record in records) + len(self.skipped)
+        if self.bad.on_error == 'skip':
+            records = with_sound_photos(records, self.pipeline.transforms, self.bad)
+        self.bad.check(self.ann_file, rows)
+        if not records:
+            raise ValueError(f'{self.ann_file}: no product is left; give data that can be read.')
+        return records
 
     def load_data_list(self) -> list[dict]:
         """One entry an item; for random views the entry is the whole record."""
-        records = self.load_records()
+        records = self._sound_records()
         if self.fold != 'all':
             wanted = self.fold == 'select'
             found = len(records)
@@ -155,6 +185,7 @@ class ProductDataset(BaseDataset):
             images=sum(len(record['images']) for record in records),
             products=len(records),
             texts=sum(len(record['texts']) for record in records),
+            **({'rows_left_out': len(self.skipped)} if self.skipped else {}),
         )
         card = dict(data=data, texts=text_table(records, self.tokenizer))
         if self.tokenizer is not None:

@@ -1,5 +1,6 @@
 """Text to sub-word ids, as open_clip gives them."""
 
+import html
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 
@@ -9,7 +10,10 @@ from open_clip.tokenizer import get_clean_fn
 
 from eiclip_mm.structures import is_plain, resolve_path
 
+from .long_words import LONG, merged
 from .memo import Memo
+
+MAX_ESCAPES = 8  # of one another; ftfy decodes them one at a time
 
 
 class SubWords:
@@ -50,6 +54,7 @@ class SubWords:
             self.start, self.end, self.pad = inner.sot_token_id, inner.eot_token_id, 0
             self.size, self.hugging_face = inner.vocab_size, None
             self.open_clip, self._bare = inner, copy(inner)
+            self._bare.bpe = self._bpe
             self._bare.clean_fn = str  # texts are cleaned whole, before they are split
             self._special = dict(inner.cache)
             self._ids = Memo(self._encode_word)
@@ -67,8 +72,10 @@ class SubWords:
     def encode(self, text: str) -> list[int]:
         """Ids of a text, without special ones; as many as it takes."""
         if self.hugging_face is None:
-            return self.open_clip.encode(text)
-        return self.hugging_face.encode(self.clean(text), add_special_tokens=False, verbose=False)
+            return self.encode_all([text])[0].tolist()
+        return self.hugging_face.encode(
+            self._cleaned(text), add_special_tokens=False, verbose=False
+        )
 
     def encode_all(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Ids of each text, int32: those of :meth:`encode`, several times faster."""
@@ -87,9 +94,27 @@ class SubWords:
         """What the inner tokenizer's own cleaning makes of a text."""
         if self._plain is not None and is_plain(text):
             return ' '.join(self._plain(text).split())
-        return self.clean(text)
+        return self.clean(_few_escapes(text))
 
     def _encode_word(self, word: str) -> bytes:
         if len(self._bare.cache) > self._ids.size:  # open_clip remembers words without a bound
             self._bare.cache = dict(self._special)
         return np.array(self._bare.encode(word), dtype=np.int32).tobytes()
+
+    def _bpe(self, word: str) -> str:
+        if len(word) <= LONG:
+            return type(self._bare).bpe(self._bare, word)
+        return merged(word, self._bare.bpe_ranks)
+
+
+def _few_escapes(text: str) -> str:
+    """The text, less its ampersands where escapes of escapes take long to decode, or fail."""
+    inner = text
+    try:
+        for _ in range(MAX_ESCAPES):
+            inner, outer = html.unescape(inner), inner
+            if inner == outer:
+                return text
+    except ValueError:  # a number of thousands of digits, which is no character
+        pass
+    return text.replace('&', ' ')

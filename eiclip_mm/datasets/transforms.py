@@ -3,19 +3,27 @@
 import math
 import os
 import warnings
-from typing import BinaryIO
 
 import h5py
 import numpy as np
 from mmcv.transforms import BaseTransform
-from PIL import Image, ImageOps
 from torch.utils.data import get_worker_info
 
 from eiclip_mm.registry import TRANSFORMS
 from eiclip_mm.structures import UNKNOWN
 
 from .packed import PackedPhotos
+from .pixels import decoded, rgb_pixels
 from .product_dataset import image_key
+
+__all__ = [
+    'EntityDropout',
+    'LoadImageFeature',
+    'LoadProductImage',
+    'decoded',
+    'open_photos',
+    'rgb_pixels',
+]
 
 PACK = 'tools/dataset_converters/pack_images.py CONFIG'
 
@@ -84,33 +92,6 @@ class LoadProductImage(BaseTransform):
             raise ValueError(
                 f"{path}: row {row} of key 'input_image' cannot be read: {error}"
             ) from error
-
-
-def decoded(file: str | os.PathLike | BinaryIO, name: str) -> np.ndarray:
-    """(height, width, 3) uint8 RGB of an image file, which errors call ``name``.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: not an image that can be decoded.
-    """
-    try:
-        with Image.open(file) as image:
-            return rgb_pixels(image)
-    except FileNotFoundError:
-        raise
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f'{name} is not an image that can be decoded: {error}') from error
-
-
-def rgb_pixels(image: Image.Image) -> np.ndarray:
-    """(height, width, 3) uint8 of an image: upright as its EXIF says, clear parts white."""
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith('I'):  # 16 bits a pixel, which PIL would clip to 8
-        return np.repeat((np.asarray(image) // 257).clip(0, 255).astype(np.uint8)[..., None], 3, 2)
-    if image.has_transparency_data:  # shops cut products out: their ground is white
-        image = image.convert('RGBA')
-        image = Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image)
-    return np.asarray(image.convert('RGB'))
 
 
 def open_photos(path: str, in_order: bool = False) -> h5py.Dataset:

@@ -91,6 +91,8 @@ class FeatureCache(Hook):
         mine = list(zip(parts, chunks, strict=True))[rank::world]
         if not path.is_file():
             missing = {part: rows for part, rows in mine if feature_files.damage(part, len(rows))}
+            if missing:
+                feature_files.check_writable(path)
             self._compute(path, missing, towers, compute)
         barrier()  # all parts are there
         if is_main_process():

@@ -1,5 +1,6 @@
 """Files of features, which runs beside each other write in parts and join to one."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
@@ -33,12 +34,25 @@ def write(path: Path, whole: Path, fill: Callable[[BinaryIO], None]) -> None:
         temporary.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, 'wb') as file:
             fill(file)
+            file.flush()
+            os.fsync(file.fileno())  # a rename may reach the disk before the content does
         temporary.rename(path)
     except FileNotFoundError:
         if not whole.is_file():
             raise
+    except OSError as error:
+        raise OSError(
+            f'features cannot be written to {path}: {error.strerror or error}. Make room, or give '
+            'the cache another folder; what is whole stays, and the next run goes on from it.'
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check_writable(whole: Path) -> None:
+    """Refuse, before anything is computed, a place where ``whole`` cannot be written."""
+    write(whole.with_suffix('.parts') / 'try', whole, lambda file: None)
+    (whole.with_suffix('.parts') / 'try').unlink(missing_ok=True)
 
 
 def damage(path: Path, count: int) -> str | None:

@@ -14,6 +14,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from eiclip_mm.registry import HOOKS
+from eiclip_mm.utils.whole_file import write_whole_text
 
 
 @HOOKS.register_module()
@@ -43,8 +44,10 @@ class PlainCheckpointHook(Hook):
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """See the class."""
-        if 'message_hub' in checkpoint:
-            checkpoint['message_hub'] = dict(checkpoint['message_hub'], log_scalars={})
+        hub = checkpoint.get('message_hub')
+        if hub:
+            known = {k: v for k, v in hub['resumed_keys'].items() if k in hub['runtime_info']}
+            checkpoint['message_hub'] = dict(hub, log_scalars={}, resumed_keys=known)
         checkpoint.update({k: plain(v) for k, v in checkpoint.items() if k != 'state_dict'})
 
 
@@ -112,7 +115,7 @@ class CausalEffectHook(Hook):
             table = model.selector.choose(model, batches)
             runner.logger.info('Causal effect of each entity type\n' + effect_table(table))
             path = Path(runner.work_dir) / 'causal_effects.json'
-            path.write_text(json.dumps(table, indent=1, ensure_ascii=False), encoding='utf-8')
+            write_whole_text(path, json.dumps(table, indent=1, ensure_ascii=False))
             if not any(row['kept'] for row in table):
                 runner.logger.warning('no entity type is kept: the model goes on without entities')
         broadcast(model.selector.weight)

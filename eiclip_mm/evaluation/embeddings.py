@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from eiclip_mm.utils.whole_file import whole_file
+
 from .files import (
     FORMATS,
     LABEL,
@@ -19,9 +21,9 @@ from .files import (
     json_object,
     native,
     npz_path,
-    open_npz,
     read_folder,
 )
+from .npz import open_npz
 
 NUMBERS = dict(
     image=('image_product_id', 'image_view'),
@@ -151,12 +153,13 @@ class Embeddings:
         }
 
     def save(self, path: str | Path) -> None:
-        """Write :meth:`arrays` and the card to an .npz."""
+        """Write :meth:`arrays` and the card to an .npz, which is there once it is complete."""
         path = npz_path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         card = np.array(json.dumps(self.card, ensure_ascii=False))
         arrays: dict[str, Any] = self.arrays()
-        np.savez(path, **arrays, card=card)
+        with whole_file(path) as file:
+            np.savez(file, **arrays, card=card)
 
     @classmethod
     def load(cls, path: str | Path) -> 'Embeddings':
@@ -178,6 +181,8 @@ class Embeddings:
                 f'RetrievalMetric(out=...) or as {FORMATS}.'
             )
         try:
+            if not path.is_file() and not path.is_dir():  # a pipe would never end
+                raise ValueError('it is neither a file nor a folder')
             if path.is_dir():
                 return cls._from_arrays(read_folder(path))
             with open(path, 'rb') as file, open_npz(file) as arrays:
@@ -190,7 +195,7 @@ class Embeddings:
         known = {name for side in VECTORS for name in (side, *NUMBERS[side])}
         labels = [name for name in arrays if name.startswith(LABEL)]
         missing = sorted(set(REQUIRED) - arrays.keys())
-        unknown = sorted(arrays.keys() - known - {'card', *labels})
+        unknown = sorted(name[:50] for name in arrays.keys() - known - {'card', *labels})
         if missing or unknown:  # before any array is read: an unknown one may be of any size
             more = f' and {len(unknown) - 5} more' if len(unknown) > 5 else ''
             raise ValueError(

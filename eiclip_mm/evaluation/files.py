@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from tokenize import TokenError
-from typing import BinaryIO
 from zipfile import BadZipFile
 
 import numpy as np
-from numpy.lib.npyio import NpzFile
+
+from .npz import check_claim, check_packing
 
 VECTORS = ('image', 'product')
 SHARDS = 'shards.json'  # in a folder of shards: how many there are, and what they are of
@@ -22,17 +22,6 @@ UNREADABLE = (
     ValueError, TypeError, KeyError, AttributeError, EOFError, NotImplementedError, BadZipFile,
     TokenError, zlib.error, RecursionError, MemoryError, OverflowError,
 )  # fmt: skip
-
-
-def open_npz(file: BinaryIO) -> NpzFile:
-    """The arrays of an .npz, each read when asked for; a :class:`ValueError` if it is none."""
-    start = file.read(6)
-    file.seek(0)
-    if start == b'\x93NUMPY':
-        raise ValueError('one array alone, a .npy; expected a .npz')
-    if not start.startswith(b'PK'):  # numpy would advise to unpickle, which may run anything
-        raise ValueError(f'it begins with {start!r}, so it is no .npz')
-    return np.load(file, allow_pickle=False)
 
 
 def integers(name: str, array: np.ndarray) -> np.ndarray:
@@ -49,11 +38,14 @@ def native(_: str, array: np.ndarray) -> np.ndarray:
     return array.astype(array.dtype.newbyteorder('='), copy=False)
 
 
-def json_object(name: str, array: np.ndarray) -> dict:
-    """The JSON object that a string array without axes holds."""
-    found = json.loads(str(array))
+def json_object(name: str, text: np.ndarray | str) -> dict:
+    """The JSON object in a text, or in a string array without axes."""
+    try:
+        found = json.loads(str(text))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f'{name} is not JSON: {error}') from error
     if not isinstance(found, dict):
-        raise ValueError(f'{name} must be a JSON object, {{...}}, got {str(array)[:50]!r}')
+        raise ValueError(f'{name} must be a JSON object, {{...}}, got {str(text)[:50]!r}')
     return found
 
 
@@ -73,8 +65,16 @@ def read_folder(path: Path) -> dict[str, np.ndarray]:
         if archives:
             raise ValueError(f'a folder that holds {archives}; give the file, not its folder')
         raise ValueError(f'a folder without arrays; expected {FORMATS}')
+    return {file.stem: _mapped(file) for file in files}
+
+
+def _mapped(file: Path) -> np.ndarray:
+    if not file.is_file():  # a pipe would never end
+        raise ValueError(f'{file.name} is no file')
     # 'c': private to this process, so that torch may have it, but read from the file when needed
-    return {file.stem: np.lib.format.open_memmap(file, mode='c') for file in files}
+    array = np.lib.format.open_memmap(file, mode='c')
+    check_claim(file.name, array.size, file.stat().st_size)
+    return array
 
 
 def shard_name(number: int) -> str:
@@ -88,7 +88,10 @@ def _read_shards(path: Path) -> dict[str, np.ndarray]:
     A product on the border of two shards may be in both; the first counts. The result is in memory
     whole; of the parts, one at a time.
     """
-    about = json.loads((path / SHARDS).read_text(encoding='utf-8'))
+    about = json_object(SHARDS, (path / SHARDS).read_text(encoding='utf-8'))
+    lost = [name for name in ('items', 'shard_size', 'shards', 'card') if name not in about]
+    if lost:
+        raise ValueError(f'{SHARDS} lacks {lost}. Write the folder anew')
     folders = _shards(path, about)
     outlines = [_outline(folder) for folder in folders]
     _check_outlines(folders, outlines)
@@ -187,6 +190,10 @@ def _read_parquet(path: Path) -> dict[str, np.ndarray]:
             "reading parquet needs pyarrow: pip install 'eiclip_mm[report]'"
         ) from error
     try:
+        about = parquet.read_metadata(path)
+        groups = [about.row_group(i) for i in range(about.num_row_groups)]
+        numbers = sum(g.column(i).num_values for g in groups for i in range(g.num_columns))
+        check_packing(path.stat().st_size, 4 * numbers)
         table = parquet.read_table(path)
     except (ArrowInvalid, OSError) as error:  # as with UNREADABLE
         raise ValueError(f'{path.name}: {error}') from error

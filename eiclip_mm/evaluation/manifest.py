@@ -9,8 +9,11 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
+from eiclip_mm.utils.whole_file import whole_file
+
 from .embeddings import Embeddings
-from .files import UNREADABLE, integers, json_object, npz_path, open_npz
+from .files import UNREADABLE, integers, json_object, npz_path
+from .npz import open_npz
 
 DIRECTIONS = ('i2t', 't2i')
 
@@ -78,14 +81,15 @@ class Manifest:
         """Write the arrays of the class to a compressed .npz."""
         path = npz_path(path, 'manifests')
         path.parent.mkdir(parents=True, exist_ok=True)
-        np.savez_compressed(
-            path,
-            i2t_query=self.i2t_query,
-            i2t_candidates=self.i2t_candidates,
-            t2i_query=self.t2i_query,
-            t2i_candidates=self.t2i_candidates,
-            origin=np.array(json.dumps(self.origin)),
-        )
+        with whole_file(path) as file:
+            np.savez_compressed(
+                file,
+                i2t_query=self.i2t_query,
+                i2t_candidates=self.i2t_candidates,
+                t2i_query=self.t2i_query,
+                t2i_candidates=self.t2i_candidates,
+                origin=np.array(json.dumps(self.origin)),
+            )
 
     @classmethod
     def load(cls, path: str | Path) -> 'Manifest':

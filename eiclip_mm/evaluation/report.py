@@ -3,9 +3,11 @@
 import csv
 import io
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 from .manifest import DIRECTIONS
@@ -260,10 +262,10 @@ def check_writable(path: Path) -> None:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        new = not path.exists()
-        path.open('a').close()
-        if new:
-            path.unlink()
+        if path.exists():
+            path.open('a').close()
+        if path.is_file() or not path.exists():  # others, such as /dev/stdout, are not replaced
+            TemporaryFile(dir=os.path.dirname(os.path.realpath(path))).close()
     except OSError as error:
         raise ValueError(
             f'{path} cannot be written: {error.strerror} ({error.filename}); take another --out'

@@ -2,16 +2,16 @@
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 
 import open_clip
-import torch
 from open_clip import CLIP, CustomTextCLIP
 from open_clip.factory import resize_pos_embed, resize_text_pos_embed
 from torch import nn
 
 from eiclip_mm.structures import resolve_path
 
-from .checkpoints import read_towers
+from .checkpoints import read_towers, read_weights, state_of
 
 
 def create_clip(model: str | Mapping, pretrained: str | None = None) -> CLIP | CustomTextCLIP:
@@ -47,7 +47,10 @@ def load_image_trunk(visual: nn.Module, path: str) -> None:
     trunk = getattr(visual, 'trunk', None)
     if trunk is None:
         raise ValueError('image_weights needs a timm image tower; use pretrained for others.')
-    given = list(torch.load(path, map_location='cpu', weights_only=True).items())
+    try:
+        given = list(state_of(read_weights(Path(path))).items())
+    except OSError as error:
+        raise FileNotFoundError(f'image_weights {path} cannot be read: {error.strerror}') from error
     own = trunk.state_dict()
     # A classifier's layers may follow the trunk's; names may differ, order and shapes may not.
     wrong = [

@@ -1,11 +1,17 @@
 """Weights of CLIP towers in the three formats users have: open_clip, Hugging Face, mm."""
 
+import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+from zipfile import ZipFile, is_zipfile
 
 import torch
-from open_clip.factory import load_state_dict
+from safetensors import safe_open
 from torch import Tensor
+
+from eiclip_mm.utils.checkpoint_file import check_whole
 
 TOWERS_PREFIX = 'towers.clip.'
 
@@ -35,6 +41,62 @@ HF_NAMES = {
 }
 
 
+def read_weights(path: Path) -> Any:
+    """What a file of weights holds, with nothing of it run.
+
+    Of ``.safetensors`` a dict of ``state_dict`` and ``meta``; any other file is a pickle of torch,
+    read with ``weights_only=True``.
+
+    Raises:
+        ValueError: one that is damaged, needs more than data, or says that it holds more numbers
+            than it has bytes for.
+    """
+    try:
+        if path.suffix == '.safetensors':
+            with safe_open(path, 'pt') as file:
+                state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                meta = json.loads((file.metadata() or {}).get('meta', '{}'))
+            return dict(state_dict=state, meta=meta)
+        size = path.stat().st_size
+        if is_zipfile(path):  # torch writes them without compression
+            with ZipFile(path) as file:
+                _check_size(sum(entry.file_size for entry in file.infolist()), size)
+        check_whole(path)
+        loaded = torch.load(path, map_location='cpu', weights_only=True)
+        _check_size(_claimed(loaded), size)
+    except Exception as error:  # pickle's own errors have no common class
+        what = str(error) or type(error).__name__
+        raise ValueError(f'{path} cannot be read safely as a checkpoint: {what:.300}') from error
+    return loaded
+
+
+def _check_size(claimed: int, size: int) -> None:
+    if claimed > 2 * size + 2**20:  # twice: what is tied is counted twice
+        raise ValueError(f'a file of {size:,} bytes, whose tensors would take {claimed:,}')
+
+
+def _claimed(value: Any) -> int:
+    """Bytes that all tensors would take if each had its own."""
+    if isinstance(value, Tensor):
+        return value.numel() * value.element_size()
+    inner = value.values() if isinstance(value, Mapping) else value
+    return sum(map(_claimed, inner)) if isinstance(value, (Mapping, list, tuple)) else 0
+
+
+def state_of(loaded: Any) -> dict[str, Tensor]:
+    """The weights by name, without what wrappers and other programs put around them.
+
+    Raises:
+        ValueError: there are none.
+    """
+    state = loaded.get('state_dict', loaded) if isinstance(loaded, dict) else None
+    if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
+        raise ValueError(f'it holds no weights by name but a {type(loaded).__name__}')
+    if not any(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError('it holds no tensor')
+    return {name.removeprefix('module.'): value for name, value in state.items()}
+
+
 def read_towers(path: str | Path) -> dict[str, Tensor]:
     """State dict of an open_clip model, from a file or a Hugging Face folder.
 
@@ -60,10 +122,11 @@ def read_towers(path: str | Path) -> dict[str, Tensor]:
             'tag of open_clip.list_pretrained() for this model; the mini configs start from '
             'python tools/train.py configs/clip_general_mini.py.'
         )
+    loaded = read_weights(path)
     try:
-        state = load_state_dict(str(path), weights_only=True)
-    except Exception as error:
-        raise ValueError(f'{path} cannot be read as a checkpoint: {error}') from error
+        state = state_of(loaded)
+    except ValueError as error:
+        raise ValueError(f'{path} cannot be read safely as a checkpoint: {error}') from error
     if 'vision_model.embeddings.class_embedding' in state:
         return from_hugging_face(state)
     ours = {

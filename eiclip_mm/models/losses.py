@@ -188,7 +188,8 @@ class InfoNCE(nn.Module):
             image: (B, D) unit length.
             product: (C, B, D) unit length, one for each combination of senses.
             log_prior: (C, B) log P(z) of the combinations; sums to one over C.
-            log_scale: () log of the inverse temperature; kept at most ln 100, as CLIP does.
+            log_scale: () log of the inverse temperature; put back into [0, ln 100] in place. CLIP
+                caps it; below 0 a large step could end where its own gradient is zero.
             product_id: (B,) equal ids are positives.
             text_id: (B,) equal texts, used with ``same_text``.
 
@@ -197,7 +198,7 @@ class InfoNCE(nn.Module):
             over processes, is that of the value.
         """
         with torch.no_grad():
-            log_scale.clamp_(max=MAX_LOG_SCALE)
+            log_scale.clamp_(0, MAX_LOG_SCALE)
         ids = torch.stack([product_id, text_id] if self.same_text else [product_id])  # (I, B)
         # bf16 scores would tie the best candidates: the loss is computed in float32.
         with torch.autocast(image.device.type, enabled=False):

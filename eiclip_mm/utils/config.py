@@ -3,11 +3,29 @@
 from pathlib import Path
 from typing import Any
 
+import yaml
 from mmengine.config import Config
 from mmengine.config.lazy import LazyAttr, LazyObject
+from mmengine.fileio import YamlHandler, register_handler
 
 KINDS = ('.py', '.json', '.yml', '.yaml')
 NAMES = ('type', 'constructor')  # keys whose classes a registry finds by import path
+
+
+class NotPlain(ValueError):
+    """YAML that names Python objects, or none at all."""
+
+
+@register_handler(['yaml', 'yml'])
+class PlainYaml(YamlHandler):
+    """YAML that is data: mmengine's own builds whatever Python object a file names."""
+
+    def load_from_fileobj(self, file: Any, **kwargs: Any) -> Any:
+        """See ``mmengine.fileio``."""
+        try:
+            return yaml.load(file, Loader=yaml.SafeLoader)
+        except yaml.YAMLError as error:
+            raise NotPlain(' '.join(str(error).split())) from error
 
 
 def load_config(path: str | Path) -> Config:
@@ -25,10 +43,16 @@ def load_config(path: str | Path) -> Config:
     Raises:
         FileNotFoundError: there is none.
         OSError: a file of another kind.
+        ValueError: YAML that is more than data.
     """
     if not str(path).startswith('eiclip_mm::'):
         _check(Path(path))
-    config = Config.fromfile(path)
+    try:
+        config = Config.fromfile(path)
+    except NotPlain as error:
+        raise ValueError(
+            f'config {path} is no plain YAML ({error}); write what needs Python as a .py config.'
+        ) from error
     # to_dict would make text of every imported value
     return Config(_named(config._to_lazy_dict()), filename=config.filename)
 

@@ -32,7 +32,9 @@ def whole_file(path: str | Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())  # a rename may reach the disk before the content does
         os.replace(part, path)
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, OSError) and error.errno and error.filename is None:
+            error.filename = str(path)  # of a full disk no one says where it is
         part.unlink(missing_ok=True)
         raise
     _sync_folder(path.parent)

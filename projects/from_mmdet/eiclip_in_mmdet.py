@@ -11,6 +11,7 @@ val_dataloader = dict(dataset=ours)
 test_dataloader = dict(dataset=ours)
 val_evaluator = ours
 test_evaluator = ours
+default_hooks = dict(checkpoint=ours)
 custom_hooks = [dict(hook, **ours) for hook in _base_.custom_hooks]
 visualizer = ours
 # A constructor is named by a string alone.

@@ -7,6 +7,7 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from eiclip_mm.evaluation.report import Row
+from eiclip_mm.utils.whole_file import whole_file
 
 OURS, POSTER, FAINT = '#1f5fa8', '#555555', '#b9cbe3'
 
@@ -68,6 +69,7 @@ def effects_chart(rows: Sequence[Mapping], stem: Path) -> None:
 
 def save(figure: Figure, stem: Path) -> None:
     """Write both formats, without dates and drawn ids."""
-    with matplotlib.rc_context({'svg.hashsalt': stem.name}):
-        figure.savefig(f'{stem}.svg', metadata={'Date': None})
-    figure.savefig(f'{stem}.png', dpi=150)
+    with whole_file(f'{stem}.svg') as file, matplotlib.rc_context({'svg.hashsalt': stem.name}):
+        figure.savefig(file, format='svg', metadata={'Date': None})
+    with whole_file(f'{stem}.png') as file:
+        figure.savefig(file, format='png', dpi=150)

@@ -12,6 +12,8 @@ from pathlib import Path
 
 from mmengine.config import Config
 
+from eiclip_mm.utils.whole_file import write_whole_text
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the tools run there import _cli
 
 from _runs import CORES, best_checkpoint, check_start, draw_mini, make_start, run
@@ -26,6 +28,9 @@ ROWS = {
     4: 'configs/ablations/eiclip-all',
     5: 'configs/eiclip',
 }
+# what a config holds beside the experiment: no number depends on it
+NO_RESULT = ('compare_with', 'env_cfg', 'log_level', 'vis_backends', 'visualizer')
+WATCHING = ('NonFiniteHook', 'RunRecordHook')
 
 
 @dataclass(frozen=True)
@@ -77,7 +82,11 @@ class Entry:
     @cached_property
     def settings(self) -> list:
         """Config, vocabulary and what it starts from; data files and code are not watched."""
-        cfg = {k: v for k, v in self.cfg.to_dict().items() if k != 'compare_with'}
+        cfg = {k: v for k, v in self.cfg.to_dict().items() if k not in NO_RESULT}
+        cfg['custom_hooks'] = [h for h in cfg.get('custom_hooks', ()) if h['type'] not in WATCHING]
+        hooks = {k: dict(v) for k, v in (cfg.get('default_hooks') or {}).items()}
+        hooks.get('checkpoint', {}).pop('type', None)  # how files are written
+        cfg['default_hooks'] = hooks
         vocab = (cfg['model'].get('tokenizer') or {}).get('vocab')
         file = Path(vocab) if isinstance(vocab, str) else None
         entities = file and file.is_file() and hashlib.sha256(file.read_bytes()).hexdigest()
@@ -244,6 +253,5 @@ def have(r: Run, label: str, threads: int) -> None:
 
 def write(r: Run, done: bool) -> None:
     """Say of which settings the folder is, and whether it is complete."""
-    new = r.folder / 'run.json.new'
-    new.write_text(json.dumps(r.card | dict(done=done), indent=1) + '\n', encoding='utf-8')
-    new.replace(r.folder / 'run.json')  # at once: killed in between, it must not be half a file
+    text = json.dumps(r.card | dict(done=done), indent=1) + '\n'
+    write_whole_text(r.folder / 'run.json', text)

@@ -20,6 +20,8 @@ from eiclip_mm.evaluation.report import check_writable, grid
 from eiclip_mm.evaluation.retrieval import Retrieval
 from eiclip_mm.evaluation.rows import KEYS, contents, other_lists
 from eiclip_mm.evaluation.statistics import Difference, compare
+from eiclip_mm.utils.sentence import told
+from eiclip_mm.utils.whole_file import write_whole_text
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -216,7 +218,8 @@ def write(
             num_images=found[name][0].num_images,
             measures={measure: asdict(d) for measure, d in differences.items()},
         )
-    args.out.write_text(json.dumps(content, indent=1), encoding='utf-8')
+    with told(args.out):
+        write_whole_text(args.out, json.dumps(content, indent=1))
 
 
 if __name__ == '__main__':

@@ -41,6 +41,8 @@ from mmengine.config import Config
 
 from eiclip_mm.evaluation import compare, intervals, retrieve
 from eiclip_mm.evaluation.report import check_writable, grid
+from eiclip_mm.utils.sentence import told
+from eiclip_mm.utils.whole_file import write_whole_text
 
 BINS = ((0, 'never'), (1, '1-9'), (10, '10-99'), (100, '100 or more'))
 
@@ -60,7 +62,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.out:
         keys = ('what', 'config', 'checkpoint', 'type')
         content = {k: getattr(args, k) for k in keys if k in args} | result
-        args.out.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding='utf-8')
+        with told(args.out):
+            write_whole_text(args.out, json.dumps(content, indent=1, ensure_ascii=False))
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:

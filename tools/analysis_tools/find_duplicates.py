@@ -22,6 +22,8 @@ import eiclip_mm  # noqa: F401  (checks the installation)
 from eiclip_mm.datasets import LoadProductImage, ProductDataset
 from eiclip_mm.registry import DATASETS
 from eiclip_mm.utils import load_config
+from eiclip_mm.utils.sentence import told
+from eiclip_mm.utils.whole_file import write_whole_text
 
 SIDE = 8  # of the small photo, in cells
 # Grey levels (of 255) by which no cell of a near-duplicate differs. Of real shop photos encoded
@@ -89,8 +91,9 @@ def main(argv: list[str] | None = None) -> None:
     result = dict(distance=args.distance, **files, **summary(test, twin))
     report(result, test, train, twin)
     if args.out:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(result, indent=1) + '\n', encoding='utf-8')
+        with told(args.out):
+            args.out.parent.mkdir(parents=True, exist_ok=True)
+            write_whole_text(args.out, json.dumps(result, indent=1) + '\n')
         print(f'written to {args.out}')
 
 

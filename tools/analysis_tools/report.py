@@ -40,6 +40,8 @@ from eiclip_mm.evaluation.rows import (
     sizes,
     slice_rows,
 )
+from eiclip_mm.utils.sentence import told
+from eiclip_mm.utils.whole_together import whole_files
 
 DRAWN = re.compile(', (all queries|seed \\d+)')  # changes no expectation
 DUPLICATES, FOUND = 'photo in train', 'near-duplicate'
@@ -120,13 +122,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         }
         bootstrap = dict(samples=args.samples, level=args.level, seed=args.seed)
         latex = ['% needs \\usepackage{booktabs}', *map(to_latex, tables)]
-        for suffix, content in (
-            ('md', text + '\n'),
-            ('json', to_json(tables, cards=cards, warnings=warnings, bootstrap=bootstrap) + '\n'),
-            ('csv', to_csv(tables)),
-            ('tex', '\n\n'.join(latex) + '\n'),
+        contents = dict(
+            md=text + '\n',
+            json=to_json(tables, cards=cards, warnings=warnings, bootstrap=bootstrap) + '\n',
+            csv=to_csv(tables),
+            tex='\n\n'.join(latex) + '\n',
+        )
+        with (
+            told(args.out),
+            whole_files(*(args.out / f'report.{suffix}' for suffix in contents)) as files,
         ):
-            (args.out / f'report.{suffix}').write_text(content, encoding='utf-8')
+            for file, content in zip(files, contents.values(), strict=True):
+                file.write(content.encode())
 
 
 def read_dumps(paths: Sequence[str]) -> dict[str, Embeddings]:

@@ -20,6 +20,8 @@ from _runs import alone_in, ends_at_once
 import eiclip_mm  # noqa: F401  (checks the installation)
 from eiclip_mm.evaluation.report import Row, Table, check_writable, grid, to_markdown
 from eiclip_mm.evaluation.rows import sizes
+from eiclip_mm.utils.sentence import told
+from eiclip_mm.utils.whole_together import whole_files
 
 BOOTSTRAP = dict(level=0.95, samples=2000, seed=0)
 INTERVALS = '95 % intervals over products, of the mean over seeds'
@@ -184,9 +186,10 @@ def write(stem: Path, text: str, found: Mapping) -> None:
     from _charts import effects_chart, ladder_chart
 
     path = stem.with_suffix('.md')
-    path.write_text(text + '\n', encoding='utf-8')
     lines = json.dumps(rounded(as_json(found)), indent=1, ensure_ascii=False)
-    stem.with_suffix('.json').write_text(lines + '\n', encoding='utf-8')
+    with told(path), whole_files(path, stem.with_suffix('.json')) as (page, data):
+        page.write(f'{text}\n'.encode())
+        data.write(f'{lines}\n'.encode())
     for old in (
         *stem.parent.glob(f'{stem.name}_ladder.*'),
         *stem.parent.glob(f'{stem.name}_effects.*'),

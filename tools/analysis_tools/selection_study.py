@@ -31,6 +31,8 @@ from eiclip_mm.models.causal_effects import bootstrap_interval, product_features
 from eiclip_mm.models.losses import log_prob_of_positives
 from eiclip_mm.registry import MODELS
 from eiclip_mm.utils import load_config
+from eiclip_mm.utils.sentence import told
+from eiclip_mm.utils.whole_file import write_whole_text
 
 KEPT, DROPPED = ('confounder', 'informative'), ('useless', 'harmful')  # what a role asks for
 
@@ -56,7 +58,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     found = dict(config=args.config, roles=roles, runs=runs, agreement=agreement(runs, roles))
     print(*tables(found), sep='\n\n')
     if args.out:
-        args.out.write_text(json.dumps(found, indent=1, ensure_ascii=False), encoding='utf-8')
+        with told(args.out):
+            write_whole_text(args.out, json.dumps(found, indent=1, ensure_ascii=False))
 
 
 def select_products(cfg: Config) -> DataLoader:

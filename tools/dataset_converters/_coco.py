@@ -7,8 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from eiclip_mm.datasets.bad_rows import MAX_BAD, ON_ERROR
 from eiclip_mm.datasets.keywords import add_keywords
 from eiclip_mm.structures import EntityVocab
+from eiclip_mm.utils.sentence import told
+from eiclip_mm.utils.untrusted import shown
+from eiclip_mm.utils.whole_together import whole_files
 
 
 class InputError(ValueError):
@@ -61,6 +65,51 @@ def check_counts(min_count: int, keywords: int) -> None:
         raise InputError(f'--keywords: found {keywords}, expected 1 or more, or 0 for none.')
 
 
+def add_error_options(parser: argparse.ArgumentParser, default: str) -> None:
+    """``--on-error`` and ``--max-bad``, which :func:`check_left_out` obeys."""
+    parser.add_argument(
+        '--on-error',
+        choices=ON_ERROR,
+        default=default,
+        help=f'rows without id, text or readable photo: write nothing, or leave them out '
+        f'(default {default})',
+    )
+    parser.add_argument(
+        '--max-bad',
+        type=float,
+        default=MAX_BAD,
+        metavar='SHARE',
+        help=f'write nothing if more of the rows cannot be used (default {MAX_BAD:g})',
+    )
+
+
+def check_left_out(
+    path: Path, left_out: Mapping[str, Sequence[dict]], rows: int, on_error: str, max_bad: float
+) -> None:
+    """Refuse rows that cannot be used, or too many of them.
+
+    Args:
+        path: the table.
+        left_out: for each reason the rows, each with its ``place`` or ``line``.
+        rows: all rows of the table.
+        on_error, max_bad: see :func:`add_error_options`.
+    """
+    if not 0 <= max_bad <= 1:
+        raise InputError(f'--max-bad: found {max_bad}, expected a share from 0 to 1.')
+    if left_out and on_error == 'raise':
+        raise InputError(
+            f'{path} has rows that cannot be used; nothing was written.\n'
+            f'{listed(left_out)}\nMend them, or leave them out with --on-error skip.'
+        )
+    bad = {row.get('place', row.get('line')) for group in left_out.values() for row in group}
+    if len(bad) > max_bad * rows:
+        raise InputError(
+            f'{path}: {len(bad):,} of {rows:,} rows cannot be used, more than --max-bad '
+            f'{max_bad:g} of them; no catalogue was written.\n{listed(left_out)}\n'
+            'Mend them, or give a larger --max-bad.'
+        )
+
+
 def with_entity(splits: Mapping[str, Sequence[dict]], types: Sequence[str]) -> dict:
     """For each split and type, how many products have an entity of it."""
     return {
@@ -69,10 +118,14 @@ def with_entity(splits: Mapping[str, Sequence[dict]], types: Sequence[str]) -> d
     }
 
 
-def write_json(path: Path, data: dict, **kwargs: Any) -> None:
-    """Write UTF-8 JSON."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(data, ensure_ascii=False, **kwargs), encoding='utf-8')
+def write_all(out: Path, splits: Mapping[str, dict], vocab: EntityVocab, report: dict) -> None:
+    """Write what a converter makes; of two conversions no kill leaves a mix."""
+    out.mkdir(parents=True, exist_ok=True)
+    contents = {f'{split}.json': (data, None) for split, data in splits.items()}
+    contents |= {'entities.json': (vocab.to_dict(), 1), 'converter_report.json': (report, 1)}
+    with told(out), whole_files(*(out / name for name in contents)) as files:
+        for file, (data, indent) in zip(files, contents.values(), strict=True):
+            file.write(json.dumps(data, ensure_ascii=False, indent=indent).encode())
 
 
 def summary(report: Mapping[str, Any], left_out: Mapping[str, Sequence[dict]]) -> str:
@@ -96,6 +149,6 @@ def listed(left_out: Mapping[str, Sequence[dict]]) -> str:
     """What was left out, a line a reason, with its first row."""
     lines = []
     for reason, rows in left_out.items():
-        first = (('' if key == 'place' else f'{key} ') + f'{v!s:.80}' for key, v in rows[0].items())
+        first = (('' if key == 'place' else f'{key} ') + shown(v, 80) for key, v in rows[0].items())
         lines.append(f'  {reason}: {len(rows):,}, e.g. {", ".join(first)}')
     return '\n'.join(lines)

@@ -1,16 +1,25 @@
 """The photos of products: found in a folder or unpacked from a zip, and their sizes."""
 
+import errno
+import lzma
 import os
 import re
 import shutil
+import struct
 import zipfile
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
 
 from _coco import InputError
-from PIL import Image
 from tqdm import tqdm
+
+from eiclip_mm.datasets.pixels import opened
+
+MAX_GROWTH = 100  # of a photo in a zip: photos are packed already
+DAMAGED = (
+    zipfile.BadZipFile, zlib.error, lzma.LZMAError, RuntimeError, EOFError, ValueError, struct.error
+)  # fmt: skip
 
 
 def find_images(images: Path, ids: Iterable[int]) -> dict[int, Path]:
@@ -27,7 +36,11 @@ def extract_images(archive: Path, ids: Iterable[int], folder: Path, warn) -> dic
     """
     ids = set(ids)
     entries = {}
-    with zipfile.ZipFile(archive) as file:
+    try:
+        opened_archive = zipfile.ZipFile(archive)
+    except DAMAGED as error:
+        raise InputError(f'{archive} is a damaged zip file: {error}. Get it anew.') from error
+    with opened_archive as file:
         # An archive may hold a photo twice; the one nearest to the root is taken.
         for info in sorted(file.infolist(), key=lambda info: info.filename.count('/')):
             *parents, name = info.filename.replace('\\', '/').split('/')
@@ -39,13 +52,19 @@ def extract_images(archive: Path, ids: Iterable[int], folder: Path, warn) -> dic
         paths = {}
         for id_, info in tqdm(entries.items(), 'extract', unit='image', disable=None):
             path = folder / f'{id_}.jpg'
+            if info.file_size > max(2**20, MAX_GROWTH * info.compress_size):
+                warn(f'{info.filename}: grows to {info.file_size:,} bytes, not unpacked')
+                continue
             if not (path.is_file() and path.stat().st_size == info.file_size):
                 part = path.with_suffix('.part')  # an interrupted run leaves no half photo
                 try:
                     with file.open(info) as source, part.open('wb') as target:
                         shutil.copyfileobj(source, target)
-                except (zipfile.BadZipFile, zlib.error, RuntimeError, EOFError) as error:
+                except (*DAMAGED, OSError) as error:
                     part.unlink(missing_ok=True)
+                    # a full disk is no damage, a place before the file's beginning is
+                    if getattr(error, 'errno', None) not in (None, errno.EINVAL):
+                        raise
                     warn(f'{info.filename}: damaged, not unpacked ({error})')
                     continue
                 part.replace(path)
@@ -60,12 +79,12 @@ def image_size(path: Path, verify: bool = False) -> tuple[int, int]:
         InputError: the photo cannot be read.
     """
     try:
-        with Image.open(path) as image:
+        with opened(path, str(path)) as image:
             if verify:
                 image.load()
             return image.size
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InputError(f'{type(error).__name__}: {error}') from error
+    except (OSError, ValueError) as error:
+        raise InputError(str(error)) from error
 
 
 def relative(path: Path, out: Path) -> str:

@@ -39,8 +39,8 @@ def read_products(path: Path, images: Path, columns: Columns, skip) -> Iterator[
     """The rows that can be used, in file order; ``skip`` is told of what cannot.
 
     Yields:
-        ``id`` (int), ``source_id`` (the table's), ``title``, ``photos`` (dicts of ``path``,
-        ``width``, ``height``, at least one), ``entities``.
+        ``id`` (int), ``source_id`` (the table's), ``place`` (its row), ``title``, ``photos`` (dicts
+        of ``path``, ``width``, ``height``, at least one), ``entities``.
     """
     place_of: dict[str, str] = {}
     for place, row in tqdm(cells(path), 'rows', unit='row', disable=None):
@@ -63,6 +63,7 @@ def read_products(path: Path, images: Path, columns: Columns, skip) -> Iterator[
             yield dict(
                 id=number(id_),
                 source_id=id_,
+                place=place,
                 title=title,
                 photos=photos,
                 entities={type_: names for type_, names in found.items() if names},

@@ -5,16 +5,20 @@ python tools/dataset_converters/build_entities.py configs/eiclip_fashiongen.py
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from tqdm import tqdm
 
 import eiclip_mm  # noqa: F401  (checks the installation)
+from eiclip_mm.datasets.bad_rows import ON_ERROR
 from eiclip_mm.datasets.keywords import add_keywords
+from eiclip_mm.evaluation.report import check_writable
 from eiclip_mm.registry import DATASETS
 from eiclip_mm.structures import EntityVocab
 from eiclip_mm.utils import load_config
+from eiclip_mm.utils.sentence import told
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -34,6 +38,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         '0: none (default 0)',
     )
     parser.add_argument('--out', help="file to write; by default the config's vocabulary")
+    parser.add_argument('--on-error', choices=ON_ERROR, help="by default the data set's own")
     args = parser.parse_args(argv)
     if args.min_count < 1:
         raise SystemExit(f'--min-count: found {args.min_count}, expected 1 or more.')
@@ -43,10 +48,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         cfg = load_config(args.config)
     except OSError as error:
         raise SystemExit(str(error)) from error
+    if args.on_error:
+        cfg.train_dataloader.dataset.on_error = args.on_error
     init_default_scope('eiclip_mm')
-    vocab = build(cfg, args.types, args.min_count, args.keywords)
-    path = args.out or cfg.model.tokenizer.vocab
-    vocab.save(path)
+    path = Path(args.out or cfg.model.tokenizer.vocab)
+    try:
+        check_writable(path)
+        vocab = build(cfg, args.types, args.min_count, args.keywords)
+        with told(path):
+            vocab.save(path)
+    except (ValueError, OSError) as error:
+        raise SystemExit(str(error)) from error
     for type_ in vocab.types:
         print(f'{type_}: {vocab.size(type_) - 1} names, e.g. {", ".join(vocab.names[type_][:5])}')
     print(f'written to {path}')

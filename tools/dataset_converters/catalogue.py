@@ -14,25 +14,29 @@ and ``converter_report.json``, which lists what was left out. Photos stay where 
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from _coco import (
     InputError,
+    add_error_options,
     add_vocabulary_options,
     check_counts,
+    check_left_out,
     hash_split,
     listed,
     summary,
     vocabulary,
     with_entity,
-    write_json,
+    write_all,
 )
 from _photos import relative
 from _table import Columns, read_products
 
 from eiclip_mm.apis.tables import TABLES
+from eiclip_mm.datasets.bad_rows import MAX_BAD
 
 SPLITS = ('train', 'val')
 
@@ -74,6 +78,7 @@ def convert(
     entities: Sequence[str],
     images: str | Path | None = None,
     on_error: str = 'raise',
+    max_bad: float = MAX_BAD,
     val_share: float = 0.125,
     min_count: int = 2,
     keywords: int = 5,
@@ -100,11 +105,9 @@ def convert(
     products = list(read_products(table, images, Columns(tuple(entities), **columns), skip))
     if not products and not left_out:
         raise InputError(f'{table} has no rows, expected a row a product below the header.')
-    if left_out and on_error == 'raise':
-        raise InputError(
-            f'{table} has rows that cannot be used; nothing was written.\n'
-            f'{listed(left_out)}\nMend them, or leave them out with --on-error skip.'
-        )
+    bad = {row['place'] for group in left_out.values() for row in group}
+    rows = bad | {product['place'] for product in products}
+    check_left_out(table, left_out, len(rows), on_error, max_bad)
     splits = {split: [] for split in SPLITS}
     for product in products:
         splits[hash_split(product['source_id'], val_share)].append(product)
@@ -125,10 +128,8 @@ def convert(
         vocabulary={type_: len(names) for type_, names in vocab.names.items()},
         left_out=left_out,
     )
-    for split, group in splits.items():
-        write_json(out / f'{split}.json', coco(group, split, entities, out))
-    vocab.save(out / 'entities.json')
-    write_json(out / 'converter_report.json', report, indent=1)
+    coded = {split: coco(group, split, entities, out) for split, group in splits.items()}
+    write_all(out, coded, vocab, report)
     return report
 
 
@@ -136,7 +137,7 @@ def check(
     table: Path, images: Path, out: Path, entities: Sequence[str], val_share: float, keywords: int
 ) -> None:
     """Refuse what no row could mend."""
-    if not table.is_file() or table.suffix.lower() not in TABLES:
+    if not os.path.isfile(table) or table.suffix.lower() not in TABLES:
         raise InputError(f'{table}: expected a file that ends in {" or ".join(TABLES)}.')
     if not images.is_dir():
         raise InputError(f'--images: {images} is not there, expected the folder of the photos.')
@@ -167,12 +168,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         parser.add_argument(
             f'--{name}', default=column, metavar='COLUMN', help=f'default {column!r}'
         )
-    parser.add_argument(
-        '--on-error',
-        choices=('raise', 'skip'),
-        default='raise',
-        help='rows without id, text or readable photo: write nothing (default), or leave them out',
-    )
+    add_error_options(parser, 'raise')
     parser.add_argument(
         '--val-share', type=float, default=0.125, help='share of products in val (default 0.125)'
     )

@@ -13,6 +13,7 @@ The file has no brand column; the brand is read from the title, see ``_brands.py
 
 import argparse
 import csv
+import os
 import re
 import sys
 import zipfile
@@ -22,18 +23,21 @@ from pathlib import Path
 from _brands import Brands
 from _coco import (
     InputError,
+    add_error_options,
     add_vocabulary_options,
     check_counts,
+    check_left_out,
     hash_split,
     summary,
     vocabulary,
     with_entity,
-    write_json,
+    write_all,
 )
 from _photos import add_images, extract_images, find_images
 from tqdm import tqdm
 
 from eiclip_mm.apis.tables import is_missing
+from eiclip_mm.datasets.bad_rows import MAX_BAD
 from eiclip_mm.structures import clean_text
 
 TITLE = 'productDisplayName'
@@ -91,10 +95,15 @@ def read_rows(path: Path, needed: Sequence[str], limit: int | None = None):
 
 def header_of(path: Path) -> list[str]:
     """The column names of a CSV file."""
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise InputError(f'{path} does not exist; --styles takes the styles.csv of the data set.')
     with path.open(encoding='utf-8-sig', newline='', errors='replace') as file:
-        return [name.strip() for name in next(csv.reader(file), [])]
+        try:
+            return [name.strip() for name in next(csv.reader(file), [])]
+        except csv.Error as error:
+            raise InputError(
+                f'{path}, line 1: found {error}, expected comma-separated UTF-8 text.'
+            ) from error
 
 
 def read_products(
@@ -201,6 +210,8 @@ def convert(
     limit: int | None = None,
     verify_images: bool = False,
     keywords: int = 0,
+    on_error: str = 'skip',
+    max_bad: float = MAX_BAD,
 ) -> dict:
     """Write the converted data set to ``out``; arguments as on the command line.
 
@@ -231,6 +242,7 @@ def convert(
             f'expected photos such as {ids[0] if ids else 1163}.jpg. Left out: '
             f'{ {reason: len(what) for reason, what in skipped.items()} }.'
         )
+    check_left_out(styles, skipped, num_rows, on_error, max_bad)
     splits = by_split(products, styles)
     if 'brand' in types:
         add_brands(splits)
@@ -247,10 +259,8 @@ def convert(
         skipped=skipped,
         archive_notes=archive_notes,
     )
-    vocab.save(out / 'entities.json')
-    for split, group in splits.items():
-        write_json(out / f'{split}.json', coco(group, split, types))
-    write_json(out / 'converter_report.json', report, indent=1)
+    coded = {split: coco(group, split, types) for split, group in splits.items()}
+    write_all(out, coded, vocab, report)
     return report
 
 
@@ -287,6 +297,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     split.add_argument(
         '--val-share', type=float, default=0.125, help='else: share of val, by a hash of the id'
     )
+    add_error_options(parser, 'skip')  # the data set is known for photos that are missing
     add_vocabulary_options(parser)
     parser.add_argument('--types', nargs='+', help=f'entity types: brand {" ".join(COLUMNS)}')
     parser.add_argument('--limit', type=int, help='only the first rows, to try it out')

@@ -22,9 +22,10 @@ from eiclip_mm.datasets import CocoProducts
 from eiclip_mm.registry import DATASETS
 from eiclip_mm.structures import EntityVocab, entity_key
 from eiclip_mm.utils import load_config
+from eiclip_mm.utils.whole_file import write_whole_text
+from eiclip_mm.utils.whole_together import check_empty, whole_folder
 
 SPLITS = dict(train='train.json', test='val_unseen.json')
-FILES = (*SPLITS.values(), 'entities.json')
 OPTIONS = """--cfg-options \\
     tokenizer.vocab={out}/entities.json \\
     train_dataloader.dataset.data_root={out} val_dataloader.dataset.data_root={out} \\
@@ -42,10 +43,10 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if not 0 < args.share < 1:
         parser.error(f'--share must lie between 0 and 1, got {args.share}')
-    if there := [name for name in FILES if (args.out / name).exists()]:
-        raise SystemExit(
-            f'--out {args.out} holds {", ".join(there)}, which would be lost; give a new folder.'
-        )
+    try:
+        check_empty(args.out)
+    except OSError as error:
+        raise SystemExit(f'--out: {error}') from error
     try:
         cfg = load_config(args.config)
     except OSError as error:
@@ -55,14 +56,18 @@ def main(argv: list[str] | None = None) -> None:
     products = {split: held(d, args.type, args.share) for split, d in datasets.items()}
     vocab = without(EntityVocab.load(cfg.model.tokenizer.vocab), args.type, args.share)
     chosen = {split: wanted(split, datasets[split], own) for split, own in products.items()}
-    args.out.mkdir(parents=True, exist_ok=True)
-    vocab.save(args.out / 'entities.json')
+    try:
+        with whole_folder(args.out) as folder:
+            vocab.save(folder / 'entities.json')
+            for split, name in SPLITS.items():
+                path = Path(datasets[split].ann_file)
+                root = Path(datasets[split].image_root or path.parent)
+                whole = json.loads(path.read_text(encoding='utf-8-sig'))
+                content = part(whole, chosen[split], root, args.out)
+                write_whole_text(folder / name, json.dumps(content, ensure_ascii=False))
+    except OSError as error:
+        raise SystemExit(str(error)) from error
     for split, name in SPLITS.items():
-        path = Path(datasets[split].ann_file)
-        root = Path(datasets[split].image_root or path.parent)
-        whole = json.loads(path.read_text(encoding='utf-8-sig'))
-        content = part(whole, chosen[split], root, args.out)
-        (args.out / name).write_text(json.dumps(content, ensure_ascii=False), encoding='utf-8')
         print(f'{args.out / name}: {len(chosen[split])} of {len(products[split])} products')
     print(f'train and test with\n{OPTIONS.format(out=args.out)}')
 

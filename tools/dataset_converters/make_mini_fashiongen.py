@@ -30,6 +30,8 @@ def main(argv: list[str] | None = None) -> None:
         truth = write_mini_fashiongen(args.out, **arguments, force=args.force)
     except (ValueError, FileExistsError) as error:
         parser.error(str(error))
+    except OSError as error:
+        raise SystemExit(f'{args.out} cannot be written: {error}') from error
     for name, count in truth['files'].items():
         size = (args.out / name).stat().st_size / 1e6
         print(

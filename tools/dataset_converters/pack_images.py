@@ -9,10 +9,12 @@ config names. A call that was broken off goes on where it stopped, a finished on
 import argparse
 from pathlib import Path
 
+from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from tqdm import tqdm
 
 import eiclip_mm  # noqa: F401  (checks the installation)
+from eiclip_mm.datasets.bad_rows import ON_ERROR
 from eiclip_mm.datasets.pack_writer import PackWriter
 from eiclip_mm.datasets.packed import Pack
 from eiclip_mm.datasets.transforms import LoadProductImage
@@ -34,6 +36,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         '--verify', action='store_true', help='pack nothing, compare what is packed with checksums'
     )
+    parser.add_argument('--on-error', choices=ON_ERROR, help="by default the data set's own")
     args = parser.parse_args(argv)
     if args.size is not None and args.size < 1:
         raise SystemExit(f'--size must be at least 1 pixel, got {args.size}.')
@@ -44,6 +47,8 @@ def main(argv: list[str] | None = None) -> None:
     init_default_scope('eiclip_mm')
     loaders = [cfg.get(f'{split}_dataloader') for split in args.splits]
     found = [loader.dataset for loader in loaders if loader]
+    if args.on_error:
+        found = [Config(dict(dataset, on_error=args.on_error)) for dataset in found]
     datasets = {(dataset.get('data_root'), dataset.ann_file): dataset for dataset in found}
     if not datasets:
         raise SystemExit(f'{args.config} has no dataloader for {" or ".join(args.splits)}.')

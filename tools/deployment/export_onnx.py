@@ -18,6 +18,7 @@ import eiclip_mm
 from eiclip_mm.apis import EICLIPInferencer, Encoder
 from eiclip_mm.apis.onnx import FORMAT, OnnxEncoder
 from eiclip_mm.models import EICLIP, merge_lora
+from eiclip_mm.utils.whole_together import whole_folder
 
 try:
     import onnxruntime  # noqa: F401
@@ -68,13 +69,14 @@ def main(argv: list[str] | None = None) -> None:
         encoder = EICLIPInferencer(args.checkpoint, device='cpu')
         # read first: writing takes a minute
         products = taken(encoder, args.check, 'test', args.number)
-        write(encoder, args.out, args.opset)
-        threads = torch.get_num_threads()
-        models = {'torch': encoder, 'onnx': OnnxEncoder(args.out, threads=threads)}
-        if args.int8 is not None:
-            write_int8(encoder, args.out, args.int8)
-            models['onnx, int8'] = OnnxEncoder(args.out / 'int8', threads=threads)
-        compare(models, products)
+        with whole_folder(args.out) as folder:  # it is there once it is known to be the model
+            write(encoder, folder, args.opset)
+            threads = torch.get_num_threads()
+            models = {'torch': encoder, 'onnx': OnnxEncoder(folder, threads=threads)}
+            if args.int8 is not None:
+                write_int8(encoder, folder, args.int8)
+                models['onnx, int8'] = OnnxEncoder(folder / 'int8', threads=threads)
+            compare(models, products)
     except (ValueError, OSError, ImportError) as error:
         raise SystemExit(str(error)) from error
 
@@ -112,7 +114,6 @@ def write(encoder: EICLIPInferencer, folder: Path, opset: int) -> None:
     """Fill the folder."""
     model = encoder.model
     merge_lora(model)
-    folder.mkdir(parents=True, exist_ok=True)
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
     pixels = encoder.sizing(noise)
     encoded = encoder.read(['a tee', 'two red tees'])

@@ -16,8 +16,10 @@ import eiclip_mm
 from eiclip_mm.apis import EICLIPInferencer
 from eiclip_mm.models import EICLIP, merge_lora
 from eiclip_mm.models.text_tower import hugging_face
+from eiclip_mm.utils.whole_together import whole_folder
 
 import open_clip  # isort: skip  (after eiclip_mm, which mends torchvision)
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 README = """\
@@ -74,14 +76,15 @@ def main(argv: list[str] | None = None) -> None:
         model = encoder.model
         lora = any(hasattr(part, 'parametrizations') for part in model.towers.modules())
         merge_lora(model)
-        if args.format == 'hf':
-            write_hugging_face(model, args.out)
-            how = HOW_HF.format(folder=args.out)
-        else:
-            how = write_open_clip(encoder, args.out)
-    except (ValueError, OSError, ImportError) as error:
+        with whole_folder(args.out) as folder:
+            if args.format == 'hf':
+                write_hugging_face(model, folder)
+                how = HOW_HF.format(folder=args.out)
+            else:
+                how = write_open_clip(encoder, folder, args.out)
+            (folder / 'README.md').write_text(about(encoder, how, lora), encoding='utf-8')
+    except (ValueError, OSError, ImportError, SafetensorError) as error:
         raise SystemExit(str(error)) from error
-    (args.out / 'README.md').write_text(about(encoder, how, lora), encoding='utf-8')
     print(f'{args.out} holds the towers; what is left out is in its README.md')
 
 
@@ -105,16 +108,15 @@ def about(encoder: EICLIPInferencer, how: str, lora: bool) -> str:
     )
 
 
-def write_open_clip(encoder: EICLIPInferencer, folder: Path) -> str:
-    """Fill the folder; returns how it is opened.
+def write_open_clip(encoder: EICLIPInferencer, folder: Path, place: Path) -> str:
+    """Fill the folder, which will lie at ``place``; returns how it is opened.
 
     Raises:
         ValueError: open_clip does not load what was written as it was.
     """
     towers = encoder.model.towers
     clip, text = towers.clip, getattr(towers.clip, 'text', towers.clip)
-    config, how = architecture(encoder), HOW.format(folder=folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    config, how = architecture(encoder), HOW.format(folder=place)
     if (bert := hugging_face(clip)) is not None:
         settings = copy.deepcopy(text.config)
         settings.vocab_size = len(bert.get_input_embeddings().weight)  # with added tokens
@@ -122,7 +124,7 @@ def write_open_clip(encoder: EICLIPInferencer, folder: Path) -> str:
         encoder.tokenizer.subwords.hugging_face.save_pretrained(folder)
         config['text_cfg'] |= dict(hf_model_name=str((folder / 'text').resolve()))
         config['text_cfg'] |= dict(hf_tokenizer_name='.', hf_model_pretrained=False)
-        how += MOVED.format(folder=folder)
+        how += MOVED.format(folder=place)
     else:
         pool = 'text_pool_type' if hasattr(text, 'text_pool_type') else 'pool_type'
         end = 'text_eos_id' if pool == 'text_pool_type' else 'eos_id'
@@ -140,6 +142,9 @@ def write_open_clip(encoder: EICLIPInferencer, folder: Path) -> str:
     loaded = open_clip.create_model(f'local-dir:{folder}').state_dict()
     if loaded.keys() != state.keys() or not all(loaded[n].equal(state[n]) for n in state):
         raise ValueError(f'{folder}: open_clip loads other weights than were written.')
+    if bert is not None:
+        config['text_cfg']['hf_model_name'] = str((place / 'text').resolve())
+        path.write_text(json.dumps(whole, indent=1), encoding='utf-8')
     return how
 
 

@@ -18,6 +18,8 @@ import eiclip_mm
 from eiclip_mm.apis import EICLIPInferencer, open_checkpoint
 from eiclip_mm.apis.checkpoint import Checkpoint
 from eiclip_mm.models import EICLIP
+from eiclip_mm.utils.sentence import told
+from eiclip_mm.utils.whole_file import write_whole_text
 
 from huggingface_hub import EvalResult, ModelCardData  # isort: skip  (open_clip brings it)
 
@@ -70,7 +72,8 @@ def main(argv: list[str] | None = None) -> None:
         check_cards(results, cards, opened)
         encoder = EICLIPInferencer(args.checkpoint, device='cpu')
         text = model_card(opened, encoder, results, cards, args.license)
-        args.out.write_text(text, encoding='utf-8')
+        with told(args.out):
+            write_whole_text(args.out, text)
     except (ValueError, OSError) as error:
         raise SystemExit(str(error)) from error
     print(f'{args.out} is written; read it before you hand it on')

@@ -13,6 +13,7 @@ import socket
 import sys
 import warnings
 from collections.abc import Sequence
+from dataclasses import fields
 
 import torch
 from PIL import Image
@@ -27,6 +28,7 @@ try:
     import uvicorn
     from fastapi import FastAPI
 
+    from eiclip_mm.apis.connections import connection
     from eiclip_mm.apis.service import Limits, create_app
 except ImportError as error:
     raise SystemExit(
@@ -53,6 +55,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add('--max-body-mb', type=float, default=own.max_body_mb, help='of a request; beyond it, 413')
     add('--timeout-s', type=float, default=own.timeout_s, help='to an answer; beyond it, 504')
     add('--max-items', type=int, default=own.max_items, help='of a request; beyond it, 422')
+    add('--max-connections', type=int, default=own.max_connections, help='beyond it, they are cut')
+    add('--max-rate', type=float, default=own.max_rate, help='a second and address; beyond it, 429')
     args = parser.parse_args(argv)
     if (args.checkpoint is None) == (args.onnx is None):
         parser.error('give CHECKPOINT or --onnx FOLDER')
@@ -86,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def limits_of(args: argparse.Namespace) -> Limits:
     """Those of the command line."""
-    names = ('max_batch', 'max_wait_ms', 'max_queue', 'max_body_mb', 'timeout_s', 'max_items')
+    names = {field.name for field in fields(Limits)} & vars(args).keys()
     return Limits(**{name: getattr(args, name) for name in names})
 
 
@@ -111,6 +115,8 @@ def serve(app: FastAPI, args: argparse.Namespace) -> None:
     print(f'http://{host}:{listener.getsockname()[1]}/docs', flush=True)
     config = uvicorn.Config(
         app,
+        http=connection(limits_of(args)),
+        ws='none',
         log_level='warning',
         access_log=False,  # the service writes its own line
         timeout_graceful_shutdown=int(args.timeout_s) + 5,  # by then all have their answer or 504

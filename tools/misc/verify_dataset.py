@@ -1,10 +1,13 @@
 """Check the data of a config and print what is in it: python tools/misc/verify_dataset.py CONFIG
 
 Reads every product, text and photo of the data sets for training, validation and testing. Ends
-with status 1 where a data set cannot be read or a photo cannot be decoded.
+with status 1 where a data set cannot be read or a photo cannot be decoded. With --on-error skip
+rows that cannot be used are left out, as a data set with on_error='skip' does; --list-bad OUT.json
+writes all of them, however many there are.
 """
 
 import argparse
+import json
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,9 +17,13 @@ from tqdm import tqdm
 
 import eiclip_mm  # noqa: F401  (checks the installation)
 from eiclip_mm.datasets import LoadProductImage, ProductDataset
+from eiclip_mm.datasets.bad_rows import ON_ERROR
+from eiclip_mm.datasets.product_dataset import image_key
 from eiclip_mm.registry import DATASETS
 from eiclip_mm.structures import UNKNOWN, entity_key
 from eiclip_mm.utils import load_config
+from eiclip_mm.utils.untrusted import shown
+from eiclip_mm.utils.whole_file import write_whole_text
 
 SPLITS = ('train', 'val', 'test')
 
@@ -27,6 +34,12 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument('config', help='config file')
     parser.add_argument('--split', choices=SPLITS, help='check this one alone')
     parser.add_argument('--no-images', action='store_true', help='do not read the photos')
+    parser.add_argument(
+        '--on-error', choices=ON_ERROR, help="rows that cannot be used; by default the config's way"
+    )
+    parser.add_argument(
+        '--list-bad', type=Path, metavar='OUT.json', help='write the rows that cannot be used'
+    )
     args = parser.parse_args(argv)
     try:
         cfg = load_config(args.config)
@@ -36,14 +49,40 @@ def main(argv: list[str] | None = None) -> None:
     wanted = [args.split] if args.split else SPLITS
     loaders = {split: cfg.get(f'{split}_dataloader') for split in wanted}
     # A list, not a generator: one broken split does not hide the next.
-    sound = [check(s, loader.dataset, args.no_images) for s, loader in loaders.items() if loader]
+    bad: list[dict] = []
+    sound = [
+        check(split, with_options(loader.dataset, args), args.no_images, bad)
+        for split, loader in loaders.items()
+        if loader
+    ]
     if not sound:
         raise SystemExit(f'{args.config} has no dataloader for {" or ".join(wanted)}.')
-    raise SystemExit(not all(sound))
+    if args.list_bad:
+        write_bad(args.list_bad, bad)
+    unasked = bad and args.on_error != 'skip' and args.list_bad
+    raise SystemExit(bool(unasked) or not all(sound))
 
 
-def check(split: str, cfg: Mapping, no_images: bool = False) -> bool:
-    """Print what a data set holds; False if it cannot be read in full."""
+def with_options(cfg: Mapping, args: argparse.Namespace) -> dict:
+    """A data set that does with bad rows what the options say."""
+    if args.list_bad:
+        limit = {} if args.on_error == 'skip' else dict(max_bad=1.0)
+        return dict(cfg, on_error='skip', **limit)
+    return dict(cfg, on_error=args.on_error) if args.on_error else dict(cfg)
+
+
+def write_bad(path: Path, bad: list[dict]) -> None:
+    """All rows that cannot be used: split, file, row and why."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole_text(path, json.dumps(bad, ensure_ascii=False, indent=1))
+    except OSError as error:
+        raise SystemExit(f'--list-bad {path} cannot be written: {error}') from error
+    print(f'\n{len(bad)} rows that cannot be used are listed in {path}')
+
+
+def check(split: str, cfg: Mapping, no_images: bool, bad: list[dict]) -> bool:
+    """Print what a data set holds, add to ``bad``; False if it cannot be read in full."""
     tokenizer = cfg.get('tokenizer')
     print(f'\n== {split}: {cfg["type"]} {cfg["ann_file"]}, fold {cfg.get("fold", "all")} ==')
     if tokenizer and isinstance(tokenizer.vocab, str) and not Path(tokenizer.vocab).is_file():
@@ -59,7 +98,9 @@ def check(split: str, cfg: Mapping, no_images: bool = False) -> bool:
     report_products(dataset)
     report_entities(dataset)
     report_texts(dataset)
-    return no_images or report_images(dataset)
+    broken = [] if no_images else report_images(dataset)
+    bad += [dict(split=split, **row) for row in (*dataset.skipped, *broken)]
+    return not broken
 
 
 def report_products(dataset: ProductDataset) -> None:
@@ -72,6 +113,8 @@ def report_products(dataset: ProductDataset) -> None:
         scattered += rows != list(range(rows[0], rows[0] + len(rows))) if rows else 0
     mean = sum(views) / len(views)
     print(f'products                     {len(views)}')
+    if dataset.skipped:
+        print(f'rows left out                {len(dataset.skipped)}')
     print(f'views of a product           {min(views)} to {max(views)}, {mean:.2f} on average')
     print(f'views                        {sum(views)}')
     print(f'captions                     {captions}')
@@ -118,19 +161,20 @@ def report_texts(dataset: ProductDataset) -> None:
         print(f'{label:28} {cut}, losing {lost} sub-words')
 
 
-def report_images(dataset: ProductDataset) -> bool:
-    """Read every photo; False if one cannot be decoded."""
+def report_images(dataset: ProductDataset) -> list[dict]:
+    """Read every photo; those that cannot be decoded, as data sets list them."""
     load, black, broken = LoadProductImage(), 0, []
     for image in tqdm(dataset.images().values(), 'photos', unit='img'):
         try:
             black += not load(dict(image))['img'].any()
         except (ValueError, OSError) as error:
-            broken.append(str(error))
+            file, *row = image_key(image)
+            broken.append(dict(file=file, row=f'row {row[0]}' if row else '', why=str(error)))
     print(f'photos all black             {black}')
     print(f'photos that cannot be read   {len(broken)}')
     for error in broken[:10]:
-        print(f'  {error}')
-    return not broken
+        print(f'  {shown(error["why"])}')
+    return broken
 
 
 if __name__ == '__main__':

@@ -9,7 +9,6 @@ now are embedded again, and the index is NEW.pth's.
 """
 
 import argparse
-import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
@@ -20,7 +19,7 @@ import torch
 from _search import add_index, as_product, columns, photo_vectors
 
 import eiclip_mm  # noqa: F401  (checks the installation)
-from eiclip_mm.apis.checkpoint import open_checkpoint
+from eiclip_mm.apis.checkpoint import open_checkpoint, save_checkpoint
 from eiclip_mm.apis.encoder import Encoder
 from eiclip_mm.apis.index import CatalogueIndex
 from eiclip_mm.apis.inferencer import EICLIPInferencer
@@ -30,6 +29,8 @@ from eiclip_mm.models import EICLIP, add_entities, extended
 from eiclip_mm.models.entity_table import EntityTable
 from eiclip_mm.registry import TOKENIZER
 from eiclip_mm.structures import EntityVocab
+from eiclip_mm.utils.digest import file_sha256
+from eiclip_mm.utils.sentence import told
 
 PHOTOS = ('.jpg', '.jpeg', '.png', '.webp', '.gif', '.bmp')
 
@@ -46,7 +47,12 @@ def main(argv: Sequence[str] | None = None) -> None:
             save(grown(old, args, None), args)
         else:
             with CatalogueIndex.open(args.index) as index:
-                check_same(old, index)
+                done = index.about.get('added') == asked(old, args)
+                if done and args.out.is_file() and index.about['sha256'] == file_sha256(args.out):
+                    print(f'{args.out} is written and the index is of it already')
+                    return
+                if index.about.get('unfinished') != asked(old, args):
+                    check_same(old, index)
                 serve(old, args, index)
     except KeyError as error:  # whose str() has quotes around
         raise SystemExit(error.args[0]) from error
@@ -63,7 +69,13 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add('checkpoint', metavar='CHECKPOINT', help='of an EI-CLIP model')
     add('--type', required=True, help='entity type of the vocabulary, e.g. brand')
     add('--names', required=True, nargs='+', metavar='NAME', help='new names')
-    add('--out', required=True, type=Path, metavar='NEW.pth', help='the new checkpoint')
+    add(
+        '--out',
+        required=True,
+        type=Path,
+        metavar='NEW.pth',
+        help='or .safetensors',
+    )
     start = parser.add_mutually_exclusive_group()
     start.add_argument('--photos', type=Path, metavar='FOLDER', help='of products of the name')
     start.add_argument('--from-index', action='store_true', help="photos of the index's products")
@@ -100,9 +112,8 @@ def grown(
 def save(new: EICLIPInferencer, args: argparse.Namespace) -> None:
     """Write the checkpoint, whole or not at all; the encoder is of this file from now on."""
     meta = open_checkpoint(args.checkpoint, args.config).meta
-    part = args.out.with_suffix('.part')
-    torch.save(dict(meta=meta, state_dict=new.model.state_dict()), part)
-    os.replace(part, args.out)
+    with told(args.out):
+        save_checkpoint(args.out, new.model.state_dict(), meta)
     new.checkpoint, new.name = args.out, args.out.name
     print(f'{args.out}: {len(args.names)} of type {args.type} added: {", ".join(args.names)}')
 
@@ -164,17 +175,28 @@ def holders(
 def serve(old: EICLIPInferencer, args: argparse.Namespace, index: CatalogueIndex) -> None:
     """Write the checkpoint and bring the index up to it; print the names' ranks before and after.
 
-    A call that was killed is to be given again: the index is the old checkpoint's until the end.
+    A call that was killed is to be given again: until the end the index is no checkpoint's.
     """
     new = grown(old, args, index)
     having = holders(index, new, args.type, args.names)
     before = ranks(index, old, having)
     save(new, args)
+    kept = {key: value for key, value in index.about.items() if key != 'unfinished'}
+    index.about = kept | dict(
+        sha256='', unfinished=asked(old, args),
+        model=f'{old.name}, but a call of add_entities.py was broken off, to be given again: '
+        f'--type {args.type} --names {" ".join(args.names)} --out {args.out}',
+    )  # fmt: skip
     changed = embed_again(index, old, new)
-    index.about = index.about | about(new)
+    index.about = kept | about(new) | dict(added=asked(old, args))
     print(f'{changed:,} of {len(index):,} products are read otherwise and were embedded again\n')
     after = ranks(index, new, having)
     print(moved(before, after))
+
+
+def asked(old: Encoder, args: argparse.Namespace) -> list:
+    """What tells a call from another."""
+    return [old.sha256, args.type, args.names]
 
 
 def moved(before: Mapping, after: Mapping) -> str:

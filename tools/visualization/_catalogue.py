@@ -13,6 +13,8 @@ from eiclip_mm.evaluation import Embeddings
 from eiclip_mm.registry import DATASETS, TOKENIZER
 from eiclip_mm.structures import clean_text
 from eiclip_mm.utils import load_config
+from eiclip_mm.utils.sentence import told
+from eiclip_mm.utils.whole_file import write_whole_text
 from eiclip_mm.visualization import Product, thumbnail
 
 
@@ -32,7 +34,8 @@ def _count(text: str) -> int:
 
 def write_page(path: Path, page: str, holds: str) -> None:
     """Write it and say what it holds."""
-    path.write_text(page, encoding='utf-8')
+    with told(path):
+        write_whole_text(path, page)
     print(f'{holds} are in {path}, {path.stat().st_size / 1e6:.1f} MB')
 
 

@@ -18,6 +18,8 @@ import numpy as np
 import eiclip_mm  # noqa: F401  (checks the installation)
 from eiclip_mm.apis import EICLIPInferencer
 from eiclip_mm.evaluation.report import check_writable
+from eiclip_mm.utils.sentence import told
+from eiclip_mm.utils.whole_file import write_whole_text
 from eiclip_mm.visualization.left_out import LeftOut, left_out
 from eiclip_mm.visualization.saliency import agreement, grad_cam, occlusion
 
@@ -151,7 +153,8 @@ def write_json(
         left_out=[asdict(part) for part in parts],
         image={name: values.tolist() for name, values in maps.items()},
     )
-    path.write_text(json.dumps(result, indent=1, ensure_ascii=False) + '\n', encoding='utf-8')
+    with told(path):
+        write_whole_text(path, json.dumps(result, indent=1, ensure_ascii=False) + '\n')
 
 
 if __name__ == '__main__':

@@ -2,8 +2,7 @@
 
 import json
 import multiprocessing
-import os
-import tempfile
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from eiclip_mm.utils.cores import usable_cores
+from eiclip_mm.utils.whole_together import whole_files
 
 from ..fashiongen import KEYS
 from .drawing import draw
@@ -35,7 +35,7 @@ def _rows(products: list[Product], scatter: bool) -> list[tuple[Product, int]]:
     return sorted(rows, key=lambda row: row[0].id in late and row[1] == row[0].num_views - 1)
 
 
-def _write_split(path: Path, rows: list[tuple[Product, int]], made_with: str, bar: tqdm) -> None:
+def _write_split(path: str, rows: list[tuple[Product, int]], made_with: str, bar: tqdm) -> None:
     """One HDF5 file with Fashion-Gen's sixteen keys."""
     strings = [dict(look.strings, input_pose=f'id_gridfs_{view + 1}') for look, view in rows]
     with h5py.File(path, 'w') as file:
@@ -56,7 +56,7 @@ def _write_split(path: Path, rows: list[tuple[Product, int]], made_with: str, ba
 
 
 def _write_linked(
-    path: Path, source: str, rows: list[tuple[Product, int]], columns: dict, made_with: str
+    path: str, source: str, rows: list[tuple[Product, int]], columns: dict, made_with: str
 ) -> None:
     """The split in the file ``source`` beside it, but for ``columns``; photos are not repeated."""
     with h5py.File(path, 'w') as file:
@@ -73,8 +73,13 @@ def _drawn(rows: list[tuple[Product, int]]) -> Iterator[np.ndarray]:
     if len(rows) < 500:
         yield from (draw(*row) for row in rows)
         return
-    with multiprocessing.Pool(usable_cores()) as pool:
+    # Ctrl-C is for this process: a worker that it ends leaves the others waiting
+    with multiprocessing.Pool(usable_cores(), _ignore_interrupts) as pool:
         yield from pool.imap(_draw, rows, chunksize=16)
+
+
+def _ignore_interrupts() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _draw(row: tuple[Product, int]) -> np.ndarray:
@@ -203,21 +208,19 @@ def write_mini_fashiongen(
     truth = _truth(products, rows, arguments)
     folder.mkdir(parents=True, exist_ok=True)
     drawn = sum(len(rows[name]) for name in missing if name not in LINKED)
+    names = [FILES[name] for name in missing]
     with (
-        tempfile.TemporaryDirectory(dir=folder, prefix='.writing-') as scratch,
+        whole_files(*(folder / name for name in (*names, 'truth.json'))) as (*files, about),
         tqdm(total=drawn, unit='img', disable=not (progress and drawn)) as bar,
     ):
-        for name in missing:
-            path = Path(scratch, FILES[name])
+        for name, file in zip(missing, files, strict=True):
             bar.set_description(name)
             if name in LINKED:
-                _write_linked(path, FILES[LINKED[name]], rows[name], columns[name], made_with)
+                path = FILES[LINKED[name]]
+                _write_linked(file.name, path, rows[name], columns[name], made_with)
             else:
-                _write_split(path, rows[name], made_with, bar)
-        text = json.dumps(truth, ensure_ascii=False, indent=1)
-        Path(scratch, 'truth.json').write_text(text, encoding='utf-8')
-        for file_name in ('truth.json', *(FILES[name] for name in missing)):
-            os.replace(Path(scratch, file_name), folder / file_name)
+                _write_split(file.name, rows[name], made_with, bar)
+        about.write(json.dumps(truth, ensure_ascii=False, indent=1).encode())
     return truth
 
 
