@@ -215,6 +215,30 @@ def quiet_mmcv_lite() -> None:
     warnings.filterwarnings('ignore', 'Fail to import ``MultiScaleDeformableAttention``')
 
 
+def configs_formatted_once() -> None:
+    """Keep mmengine from formatting one config again for each checkpoint.
+
+    Breakage: ``Config.pretty_text`` runs yapf over the whole config, a second and more of one of
+    ours, for each dump, log and checkpoint: of small runs it was most of the time. Unnecessary once
+    mmengine keeps the text; no release does.
+    """
+    from mmengine.config import config as theirs
+
+    format_code = theirs.FormatCode
+    kept: dict[str, Any] = {}
+
+    @functools.wraps(format_code)
+    def format_once(text: str, **options: Any) -> Any:
+        key = f'{options}\n{text}'
+        if key not in kept:
+            if len(kept) >= 8:  # a process has few configs
+                kept.clear()
+            kept[key] = format_code(text, **options)
+        return kept[key]
+
+    theirs.FormatCode = format_once
+
+
 def configs_by_name() -> None:
     """Let ``eiclip_mm::eiclip_fashiongen.py`` name a config of this package.
 
@@ -275,4 +299,5 @@ def prepare() -> None:
     quiet_mmcv_lite()
     torchvision_on_cpu_torch()
     checkpoints_as_data()
+    configs_formatted_once()
     configs_by_name()

@@ -3,15 +3,25 @@
 import eiclip_mm  # noqa: F401, I001  before anything imports torchvision
 
 import gc
+import importlib
 import os
 import uuid
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import torch
+from docs_shell import Shell
 from mmengine.logging import MessageHub, MMLogger
 from mmengine.registry import DefaultScope
 from mmengine.visualization import Visualizer
+
+WARM = (
+    'matplotlib.pyplot', 'mmengine.runner', 'mmengine.utils.dl_utils', 'open_clip', 'transformers',
+    'eiclip_mm.apis', 'eiclip_mm.datasets', 'eiclip_mm.engine', 'eiclip_mm.evaluation',
+    'eiclip_mm.models', 'eiclip_mm.visualization',
+)  # fmt: skip
 
 if 'OMP_NUM_THREADS' not in os.environ:  # torch has obeyed it already
     torch.set_num_threads(1 if 'PYTEST_XDIST_WORKER' in os.environ else 2)
@@ -40,6 +50,19 @@ def quick_collection():
     gc.freeze()
     yield
     gc.unfreeze()
+
+
+@pytest.fixture(scope='session')
+def shell(tmp_path_factory) -> Iterator[Shell]:
+    """Runs tools without their imports, which take as long as a small tool's work."""
+    for name in WARM:
+        with suppress(ImportError):  # of an extra
+            importlib.import_module(name)
+    gc.freeze()
+    opened = Shell(tmp_path_factory.mktemp('shell') / 'bin')
+    gc.unfreeze()
+    yield opened
+    opened.close()
 
 
 @pytest.fixture(scope='session')

@@ -266,6 +266,15 @@ def test_configs_are_found_by_name(tmp_path):
     assert Config.fromfile('eiclip_mm::eiclip_fashiongen.py').model.type == 'EICLIP'
 
 
+def test_a_config_is_formatted_once():
+    cfg, other = Config(dict(a=[1, 2])), Config(dict(a=[1, 3]))
+    assert cfg.pretty_text.split() == ['a', '=', '[', '1,', '2,', ']']
+    assert other.pretty_text.split() == ['a', '=', '[', '1,', '3,', ']']
+    assert cfg.pretty_text is cfg.pretty_text
+    cfg.a = 4
+    assert cfg.pretty_text == 'a = 4\n'
+
+
 @pytest.mark.parametrize('name', ['none.py', '../setup.py', str(ROOT / 'setup.py')])
 @pytest.mark.parametrize('read', [Config.fromfile, mmengine.hub.get_config])
 def test_unknown_config_name_says_what_a_name_is(read, name):
@@ -315,6 +324,16 @@ def test_configs_by_name_is_still_needed():
         Config.fromfile.__wrapped__(NAMED)
     with pytest.raises(AssertionError, match='does not support to load eiclip_mm config'):
         mmengine.hub.get_config.__wrapped__(NAMED)
+
+
+def test_configs_formatted_once_is_still_needed(monkeypatch):
+    from mmengine.config import config
+
+    calls = []
+    plain = config.FormatCode.__wrapped__
+    monkeypatch.setattr(config, 'FormatCode', lambda *a, **k: calls.append(a) or plain(*a, **k))
+    cfg = Config(dict(a=1))
+    assert cfg.pretty_text == cfg.pretty_text and len(calls) == 2
 
 
 # What follows is made up for by code of ours that stays where it is used.

@@ -1,7 +1,5 @@
 """Documents do what they say: every block of code is run, in order, in a small world."""
 
-import gc
-import importlib
 import json
 import os
 import re
@@ -36,25 +34,6 @@ FILES = {
     ('docs/data_format.md', 'json', 1): 'data/my_shop/entities.json',
     ('docs/search.md', 'csv', 0): 'shop.csv',
 }
-
-
-WARM = (
-    'matplotlib.pyplot', 'mmengine.runner', 'mmengine.utils.dl_utils', 'open_clip', 'transformers',
-    'eiclip_mm.apis', 'eiclip_mm.datasets', 'eiclip_mm.engine', 'eiclip_mm.evaluation',
-    'eiclip_mm.models', 'eiclip_mm.visualization',
-)  # fmt: skip
-
-
-@pytest.fixture(scope='session')
-def shell(tmp_path_factory):
-    """Rooms are imported here, so that tools find them imported."""
-    for name in WARM:
-        importlib.import_module(name)
-    gc.freeze()
-    opened = Shell(tmp_path_factory.mktemp('docs') / 'bin')
-    gc.unfreeze()
-    yield opened
-    opened.close()
 
 
 @pytest.fixture(scope='session')

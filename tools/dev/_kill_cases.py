@@ -75,7 +75,7 @@ def data(inputs: Path) -> Path:
         small.write_data(folder, 20, 12)
         config = Config.fromfile(ROOT / 'configs/eiclip_fashiongen_mini.py')
         config.model.tokenizer.vocab = str(folder / 'entities.json')
-        config.work_dir = 'work'
+        config.work_dir, config.model.towers.pretrained = 'work', None
         for split in ('train', 'val', 'test'):
             loader = config[f'{split}_dataloader']
             loader.num_workers, loader.batch_size = 0, 16

@@ -15,6 +15,7 @@ from eiclip_mm.utils.whole_together import whole_files
 
 from ..fashiongen import KEYS
 from .drawing import draw
+from .h5_files import new_h5
 from .planted import LINKED, planted_columns
 from .products import Product, make_picture, make_product, signature
 from .words import BRANDS, MAX_PRODUCTS, SAID, SIDE, TRAIN, UNSEEN, VALIDATION
@@ -38,7 +39,7 @@ def _rows(products: list[Product], scatter: bool) -> list[tuple[Product, int]]:
 def _write_split(path: str, rows: list[tuple[Product, int]], made_with: str, bar: tqdm) -> None:
     """One HDF5 file with Fashion-Gen's sixteen keys."""
     strings = [dict(look.strings, input_pose=f'id_gridfs_{view + 1}') for look, view in rows]
-    with h5py.File(path, 'w') as file:
+    with new_h5(path) as (file, disk):
         file.attrs['mini_fashiongen'] = made_with
         for key in strings[0]:
             file[key] = np.array([[row[key].encode('latin-1')] for row in strings])
@@ -52,6 +53,7 @@ def _write_split(path: str, rows: list[tuple[Product, int]], made_with: str, bar
         )
         for i, image in enumerate(_drawn(rows)):
             images[i] = image
+            disk.check()
             bar.update()
 
 
@@ -59,7 +61,7 @@ def _write_linked(
     path: str, source: str, rows: list[tuple[Product, int]], columns: dict, made_with: str
 ) -> None:
     """The split in the file ``source`` beside it, but for ``columns``; photos are not repeated."""
-    with h5py.File(path, 'w') as file:
+    with new_h5(path) as (file, _):
         file.attrs['mini_fashiongen'] = made_with
         for key, values in columns.items():
             file[key] = np.array([[values[look.id].encode('latin-1')] for look, _ in rows])
