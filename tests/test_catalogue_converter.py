@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import shop
+from schemas import check_conforms
 
 from eiclip_mm.apis import read_catalogue
 from eiclip_mm.datasets import CocoProducts
@@ -47,6 +48,7 @@ def run(tmp_path, photos):
 
 def products(out: Path, split: str) -> dict[str, dict]:
     """The records of a split by the id in the table, as training reads them."""
+    check_conforms(out / f'{split}.json', 'catalogue')
     images = json.loads((out / f'{split}.json').read_text(encoding='utf-8'))['images']
     names = {image['product_id']: image['source_id'] for image in images}
     data = CocoProducts(f'{split}.json', data_root=str(out))

@@ -18,6 +18,7 @@ import tiny
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from schemas import check_conforms
 
 pytest.importorskip('onnxruntime', reason="needs pip install 'eiclip_mm[onnx]'")
 pytest.importorskip('onnxscript', reason="needs pip install 'eiclip_mm[onnx]'")
@@ -167,6 +168,7 @@ def test_folders_that_are_no_exported_model_are_refused(exported, tmp_path):
         OnnxEncoder(tmp_path)
     _, folder, _ = exported('clip')
     shutil.copytree(folder, tmp_path / 'a')
+    check_conforms(folder / 'model.json', 'exported_model')
     about = json.loads((folder / 'model.json').read_text())
     for change, said in (
         (dict(format='other'), "expected 'eiclip_mm.onnx/1'"),

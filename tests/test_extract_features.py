@@ -16,6 +16,7 @@ import small
 import torch
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
+from schemas import check_conforms
 from small import run_in_processes, run_tool, write_data
 from test_embeddings import assert_same
 from test_tools import EI, ENV, ROOT, write_config
@@ -75,6 +76,7 @@ def test_a_folder_of_shards_is_the_dump_of_a_test(case, tmp_path, form):
     names = [f'shard-{i:06d}' for i in range(4)]
     assert sorted(path.name for path in out.iterdir()) == [*names, 'shards.json']
     assert len(Embeddings.load(out / names[3]).image) == 2
+    check_conforms(out / 'shards.json', 'shards')
     about = json.loads((out / 'shards.json').read_text())
     assert about['card']['model']['checkpoint'] == '0.pth'
     assert about['card']['data']['products'] == 20

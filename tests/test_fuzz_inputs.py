@@ -4,7 +4,6 @@ FUZZ=1000 pytest tests/test_fuzz_inputs.py draws more.
 """
 
 import json
-from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +13,11 @@ import torch
 from fuzzing import fuzz
 from hypothesis import given
 from hypothesis import strategies as st
+from schemas import schema
 
 from eiclip_mm.apis.checkpoint import _config, open_checkpoint
 from eiclip_mm.evaluation import Embeddings, Manifest
 from eiclip_mm.structures import EntityVocab
-
-jsonschema = pytest.importorskip('jsonschema', reason="needs pip install 'eiclip_mm[dev]'")
 
 FAULTS = st.lists(
     st.tuples(st.floats(0, 1), st.sampled_from(['flip', 'cut', 'double', 'number']), st.binary()),
@@ -158,13 +156,6 @@ VOCAB = EntityVocab(
 )
 ABOUT = dict(format='eiclip_mm.index/1', dim=4, about=dict(model='a'), items=0)
 ABOUT['texts."a"'] = ['texts', 'a']
-
-
-def schema(name: str) -> 'jsonschema.Draft202012Validator':
-    folder = resources.files('eiclip_mm') / 'schemas'
-    return jsonschema.Draft202012Validator(
-        json.loads((folder / f'{name}.json').read_text(encoding='utf-8'))
-    )
 
 
 @given(whole=changed(VOCAB.to_dict()))
