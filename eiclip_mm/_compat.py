@@ -239,6 +239,30 @@ def configs_formatted_once() -> None:
     theirs.FormatCode = format_once
 
 
+def locks_are_released() -> None:
+    """Give mmengine's lock of its globals back where one cannot be made.
+
+    Breakage: ``ManagerMixin.get_instance`` keeps the lock when a logger or a visualizer raises (a
+    full disk), and every other thread that asks for one then waits for ever. Unnecessary once
+    mmengine releases it in a ``finally``; no release does.
+    """
+    from mmengine.utils import manager
+
+    lock, mixin = manager._lock, manager.ManagerMixin
+
+    def locked(method: Any) -> Any:
+        @functools.wraps(method)
+        def call(cls: type, *args: Any, **kwargs: Any) -> Any:
+            with lock:
+                return method(cls, *args, **kwargs)
+
+        return classmethod(call)
+
+    manager._accquire_lock = manager._release_lock = lambda: None  # the lock is ours to hold
+    for name in ('get_instance', 'get_current_instance'):
+        setattr(mixin, name, locked(getattr(mixin, name).__func__))
+
+
 def configs_by_name() -> None:
     """Let ``eiclip_mm::eiclip_fashiongen.py`` name a config of this package.
 
@@ -300,4 +324,5 @@ def prepare() -> None:
     torchvision_on_cpu_torch()
     checkpoints_as_data()
     configs_formatted_once()
+    locks_are_released()
     configs_by_name()

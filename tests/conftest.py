@@ -5,23 +5,35 @@ import eiclip_mm  # noqa: F401, I001  before anything imports torchvision
 import gc
 import importlib
 import os
+import subprocess
+import sys
 import uuid
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 import torch
 from docs_shell import Shell
-from mmengine.logging import MessageHub, MMLogger
 from mmengine.registry import DefaultScope
-from mmengine.visualization import Visualizer
+from small import forget_runs
 
 WARM = (
     'matplotlib.pyplot', 'mmengine.runner', 'mmengine.utils.dl_utils', 'open_clip', 'transformers',
     'eiclip_mm.apis', 'eiclip_mm.datasets', 'eiclip_mm.engine', 'eiclip_mm.evaluation',
     'eiclip_mm.models', 'eiclip_mm.visualization',
 )  # fmt: skip
+HOLD = """
+import sys
+from pathlib import Path
+
+sys.path.insert(0, sys.argv[1])
+from _lock import alone_in
+
+with alone_in(Path(sys.argv[2]), 'other'):
+    print('in', flush=True)
+    input()
+"""
 
 if 'OMP_NUM_THREADS' not in os.environ:  # torch has obeyed it already
     torch.set_num_threads(1 if 'PYTEST_XDIST_WORKER' in os.environ else 2)
@@ -36,12 +48,7 @@ def eiclip_scope():
     """
     DefaultScope.get_instance(f'test-{uuid.uuid4()}', scope_name='eiclip_mm')
     yield
-    for logger in MMLogger._instance_dict.values():
-        for handler in logger.handlers:
-            handler.close()
-    visualizers = (Visualizer, *Visualizer.__subclasses__())
-    for manager in (MMLogger, MessageHub, DefaultScope, *visualizers):
-        manager._instance_dict.clear()
+    forget_runs()
 
 
 @pytest.fixture(scope='module')
@@ -50,6 +57,21 @@ def quick_collection():
     gc.freeze()
     yield
     gc.unfreeze()
+
+
+@pytest.fixture
+def in_folder():
+    """Another process at work in a folder, as ``tools/_lock.py`` sees it."""
+
+    @contextmanager
+    def hold(folder: str | Path) -> Iterator[subprocess.Popen]:
+        command = [sys.executable, '-c', HOLD, str(Path(__file__).parents[1] / 'tools'), folder]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+            assert process.stdout.readline() == b'in\n'
+            yield process
+            process.communicate(b'\n')
+
+    return hold
 
 
 @pytest.fixture(scope='session')

@@ -9,6 +9,9 @@ from pathlib import Path
 
 import torch
 import torch.multiprocessing as mp
+from mmengine.logging import MessageHub, MMLogger
+from mmengine.registry import DefaultScope
+from mmengine.visualization import Visualizer
 
 from eiclip_mm.datasets import FashionGen
 from eiclip_mm.datasets.synthetic import FILES, write_mini_fashiongen
@@ -26,8 +29,19 @@ def write_data(folder: Path, train: int = 80, validation: int = 24) -> Path:
     return folder
 
 
+def forget_runs() -> None:
+    """Clear mmengine's globals, by names that two Runners of one second share."""
+    for logger in MMLogger._instance_dict.values():
+        for handler in logger.handlers:
+            handler.close()
+    visualizers = (Visualizer, *Visualizer.__subclasses__())
+    for manager in (MMLogger, MessageHub, DefaultScope, *visualizers):
+        manager._instance_dict.clear()
+
+
 def run_tool(name: str, *arguments) -> None:
-    """``python tools/NAME.py ARGUMENTS`` in this process."""
+    """``python tools/NAME.py ARGUMENTS`` in this process, which meets none of an earlier one."""
+    forget_runs()
     sys.path.insert(0, TOOLS)
     try:
         importlib.import_module(name).main([*map(str, arguments)])

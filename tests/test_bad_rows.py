@@ -209,6 +209,7 @@ def test_verify_lists_them_all(shop, capsys):
     config.write_text(
         f"test_dataloader = dict(dataset=dict(type='CocoProducts', data_root={str(shop)!r}, "
         "ann_file='train.json'))\n"
+        'val_dataloader = test_dataloader\n'
     )
 
     def run(*options) -> tuple[int, str]:
@@ -224,8 +225,11 @@ def test_verify_lists_them_all(shop, capsys):
     status, printed = run('--list-bad', str(out))
     assert 'rows left out                6' in printed and str(out) in printed
     rows = json.loads(out.read_text())
-    assert [{k: v for k, v in row.items() if k != 'split'} for row in rows] == load(shop).skipped
-    assert status == 1 and {row['split'] for row in rows} == {'test'}
+    assert [{k: v for k, v in row.items() if k != 'splits'} for row in rows] == load(shop).skipped
+    assert status == 1 and all(row['splits'] == ['val', 'test'] for row in rows)
+    (shop / 'file').touch()
+    status, printed = run('--list-bad', str(shop / 'file/bad.json'))
+    assert 'file/bad.json cannot be written' in status and not printed
 
 
 def test_rows_of_hdf5(tmp_path, monkeypatch):

@@ -320,6 +320,11 @@ def test_refuses(run, tmp_path, changes, message):
     assert not (tmp_path / 'out').exists()
 
 
+def test_a_table_that_is_not_there(tmp_path, photos):
+    with pytest.raises(ValueError, match=r'shopp\.csv is not there, or no file\.'):
+        catalogue.convert(tmp_path / 'shopp.csv', tmp_path / 'out', entities=TYPES, images=photos)
+
+
 def test_a_damaged_table_is_refused_whatever_is_skipped(run, tmp_path):
     (tmp_path / 'shop.csv').write_bytes('id,image,description\n1,a.jpg,Écru'.encode('latin1'))
     with pytest.raises(ValueError, match='is not UTF-8'):

@@ -132,5 +132,5 @@ def test_a_full_disk_is_named_and_leaves_the_old(path):
 
 
 def test_a_folder_that_cannot_be_is_named(path):
-    with pytest.raises(CheckpointNotWritten, match=r'File exists; .* MB are free in .*--resume'):
+    with pytest.raises(CheckpointNotWritten, match=r'File exists; .* MB are free in .* Make room'):
         write_checkpoint(path / 'epoch_3.pth', b'')

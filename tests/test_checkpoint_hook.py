@@ -204,6 +204,26 @@ def test_a_disk_that_fills_up_costs_an_epoch_and_no_more(catalogue, unbroken, tm
     assert same(weights(runner), unbroken[1]) and files(tmp_path) == files(unbroken[0])
 
 
+def test_settings_of_the_optimiser_that_a_resume_restores_are_named(catalogue, tmp_path, caplog):
+    make(catalogue, tmp_path, epochs=1).train()
+    for lr, named in ((0.003, False), (0.0003, True)):
+        optimiser = dict(optimizer=dict(type='AdamW', lr=lr))
+        runner = make(catalogue, tmp_path, epochs=1, optim_wrapper=optimiser, log_level='WARNING')
+        runner.logger.addHandler(caplog.handler)
+        caplog.clear()
+        runner.train()
+        warned = 'initial_lr=0.0003 of the config is not used' in caplog.text
+        assert warned is named and ('of its checkpoint, 0.003.' in caplog.text) is named
+        assert runner.optim_wrapper.optimizer.param_groups[0]['initial_lr'] == 0.003
+
+
+def test_a_measure_that_is_not_there_is_named(catalogue, tmp_path):
+    with pytest.raises(ValueError, match=r"save_best='full/first-image/SumR' is none .*'full/"):
+        make(catalogue, tmp_path, save=dict(save_best='full/first-image/SumR'), epochs=1).train()
+    make(catalogue, tmp_path, epochs=1).train()  # goes on, and makes up for the validation
+    assert files(tmp_path) == ['best_full_first-image_t2i_MRR_epoch_1.pth', 'epoch_1.pth']
+
+
 @pytest.mark.parametrize('name', ['epoch_1.pth', 'epoch_7.pth', 'last_checkpoint'])
 def test_what_a_kill_left_is_removed_and_last_checkpoint_mended(catalogue, tmp_path, name):
     """Also where nothing more is to be written: the last epoch was complete."""

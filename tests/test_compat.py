@@ -19,6 +19,8 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.optim import AmpOptimWrapper
+from mmengine.utils import manager
+from mmengine.utils.manager import ManagerMixin
 
 from eiclip_mm import _compat
 
@@ -275,6 +277,32 @@ def test_a_config_is_formatted_once():
     assert cfg.pretty_text == 'a = 4\n'
 
 
+@pytest.mark.parametrize('make', ['get_instance', 'get_current_instance'])
+def test_a_global_that_cannot_be_made_keeps_no_thread_waiting(make):
+    class Broken(ManagerMixin):
+        def __init__(self, name=''):
+            raise OSError('no space left')
+
+    with pytest.raises((OSError, RuntimeError), match=r'no space left|should call get_i'):
+        getattr(Broken, make)(*(['a'] if make == 'get_instance' else []))
+    assert lock_is_free()
+
+
+def lock_is_free() -> bool:
+    """Whether another thread could have mmengine's lock."""
+    found = []
+
+    def ask():
+        found.append(manager._lock.acquire(blocking=False))
+        if found[0]:
+            manager._lock.release()
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    thread.join()
+    return found[0]
+
+
 @pytest.mark.parametrize('name', ['none.py', '../setup.py', str(ROOT / 'setup.py')])
 @pytest.mark.parametrize('read', [Config.fromfile, mmengine.hub.get_config])
 def test_unknown_config_name_says_what_a_name_is(read, name):
@@ -334,6 +362,11 @@ def test_configs_formatted_once_is_still_needed(monkeypatch):
     monkeypatch.setattr(config, 'FormatCode', lambda *a, **k: calls.append(a) or plain(*a, **k))
     cfg = Config(dict(a=1))
     assert cfg.pretty_text == cfg.pretty_text and len(calls) == 2
+
+
+def test_locks_are_released_is_still_needed():
+    theirs = inspect.getsource(ManagerMixin.get_instance.__func__.__wrapped__)
+    assert '_release_lock()' in theirs and 'finally' not in theirs
 
 
 # What follows is made up for by code of ours that stays where it is used.

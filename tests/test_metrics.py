@@ -187,6 +187,17 @@ class TestMetric:
             metric.dataset_meta = meta
             assert metric.dataset_meta == meta
 
+    def test_a_split_smaller_than_a_recall_is_refused(self):
+        texts = dict(product_id=np.array([1, 1, 2, 3, 4, 5, 6]), labels=dict(brand=None))
+        meta = dict(retrieval=dict(texts=texts))
+        with pytest.raises(ValueError, match=r'among 6 products, where R@10 .* ks=\(1, 5\) .*save'):
+            Evaluator(RetrievalMetric()).dataset_meta = meta
+        with pytest.raises(ValueError, match=r'R@7 means nothing.* ks=\(2,\) in the evaluator\.$'):
+            Evaluator(RetrievalMetric(ks=(2, 7))).dataset_meta = meta
+        for protocol in ('full/product', dict(name='101/kaleido', group='brand')):
+            Evaluator(RetrievalMetric([protocol])).dataset_meta = meta  # they count otherwise
+        Evaluator(RetrievalMetric(ks=(1, 6))).dataset_meta = meta
+
     def test_lost_samples_are_an_error(self):
         data = samples()
         metric = RetrievalMetric()

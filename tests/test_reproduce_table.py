@@ -235,13 +235,13 @@ def test_what_is_not_installed_is_said_before_anything_runs(table, monkeypatch, 
     assert not list(tmp_path.iterdir())
 
 
-def test_one_command_at_a_time_in_a_folder(modules, finished, table, tmp_path):
+def test_one_command_at_a_time_in_a_folder(finished, table, tmp_path, in_folder):
     arguments = [word for word in finished if word != '--no-run']
-    with modules['_runs'].alone_in(Path('w/mini')):
+    with in_folder('w/mini'):
         with pytest.raises(SystemExit, match=r'another reproduce_table\.py works in w/mini; wait'):
             table(*arguments, '--out', tmp_path)
         table(*finished, '--rows', '2', '--out', tmp_path)  # only looks
-    with modules['_runs'].alone_in(Path('w/mini')):
+    with in_folder('w/mini'):
         pass
 
 

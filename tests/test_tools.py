@@ -169,15 +169,32 @@ def test_what_a_run_goes_on_from(trained, tmp_path, capsys):
     os.truncate(second, 1000)
     assert to_resume('auto', str(tmp_path)) == str(first)
     assert f'passed over: checkpoint {second} is damaged' in capsys.readouterr().out
-    with pytest.raises(SystemExit, match=r'epoch_2\.pth is damaged .* there is .*epoch_1\.pth\.$'):
+    with pytest.raises(SystemExit, match=r'epoch_2\.pth is damaged .* in .* is .*epoch_1\.pth\.$'):
         to_resume(str(second), '')
-    with pytest.raises(SystemExit, match=r'epoch_9\.pth does not exist. The last good one there'):
+    with pytest.raises(SystemExit, match=r'epoch_9\.pth does not exist. The last good one in'):
         to_resume(str(tmp_path / 'epoch_9.pth'), '')
     first.write_bytes(b'')
     with pytest.raises(SystemExit, match=r'nothing to go on from in (.*\n)*.*epoch_1.* damaged'):
         to_resume('auto', str(tmp_path))
-    with pytest.raises(SystemExit, match='No other one there is whole'):
+    with pytest.raises(SystemExit, match='There is no other'):
         to_resume(str(second), '')
+
+
+def test_one_training_at_a_time_in_a_work_dir(trained, tmp_path, in_folder):
+    with in_folder(tmp_path) as other:
+        with pytest.raises(SystemExit, match=f'^another training works in {tmp_path}; wait'):
+            run_tool('train', trained[0], '--work-dir', tmp_path)
+        assert sorted(p.name for p in tmp_path.iterdir()) == ['.lock']
+        other.kill()
+        other.wait()
+        with in_folder(tmp_path):  # free again
+            pass
+
+
+def test_numbers_that_end_a_training_are_a_sentence(trained, tmp_path):
+    with pytest.raises(SystemExit, match=r'^losses or gradients are not finite at iteration \d+ '):
+        run_tool('train', trained[0], '--work-dir', tmp_path, '--cfg-options',
+                 'optim_wrapper.optimizer.lr=1e20', 'train_dataloader.num_workers=0')  # fmt: skip
 
 
 def test_a_work_dir_that_cannot_be_is_named_before_anything_is_built(tmp_path):

@@ -17,7 +17,8 @@ import torch
 from eiclip_mm.utils.cores import usable_cores
 from eiclip_mm.utils.whole_file import write_whole_text
 
-CORES = usable_cores()
+_ASKED = os.environ.get('OMP_NUM_THREADS', '')
+CORES = int(_ASKED) if _ASKED.isdecimal() and int(_ASKED) else usable_cores()  # for all tools
 MINI = Path('data/mini_fashiongen')
 LOG = 'tools.log'
 SHOWN = re.compile(r'Epoch\(train\) +\[(\d+)\].*eta: ([\d:]+).* loss: ([\d.]+)')
@@ -92,27 +93,6 @@ def work_dir(config: str) -> Path:
     return Path('work_dirs') / Path(config).stem
 
 
-@contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
-    """Keep other processes that ask for the same out of a folder; it is made where missing.
-
-    Raises:
-        SystemExit: another one is at work there.
-    """
-    import fcntl  # not on Windows, where tools that need no lock run
-
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / '.lock').open('a') as file:  # free again when it closes, also of one killed
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise SystemExit(
-                f'another reproduce_table.py works in {folder}; wait for it, or give another '
-                '--work-dir.'
-            ) from None
-        yield
-
-
 def best_checkpoint(folder: Path) -> Path:
     """The one that validation chose.
 
@@ -158,8 +138,11 @@ def run(
             if not running:
                 break
             time.sleep(0.5)
-    if process.exitcode:
-        sys.exit(f'{command[0]} failed; the end of its output, all of it in {log}:\n{tail(log)}')
+    if code := process.exitcode:
+        how = f'was ended by {signal.Signals(-code).name}' if code < 0 else 'failed'
+        if code == -signal.SIGKILL:
+            how += ' (is memory short?); give the same command again'
+        sys.exit(f'{command[0]} {how}. The end of its output, all of it in {log}:\n{tail(log)}')
 
 
 def tool(command: tuple[str, ...], log: Path, threads: int) -> None:

@@ -3,10 +3,13 @@
 import argparse
 import os
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
 from _cli import add_common, add_trust, build_runner, read_config, start_processes
+from _lock import alone_in
+from mmengine.config import Config
 from torch.distributed.elastic.multiprocessing.errors import record
 
 from eiclip_mm.engine.checkpoint_files import check_writable, last_good
@@ -62,14 +65,26 @@ def main(argv: Sequence[str] | None = None) -> None:
         check_writable(cfg.work_dir)
     except OSError as error:
         raise SystemExit(error.strerror) from error
+    with ExitStack() as stack:
+        if os.environ.get('RANK', os.environ.get('SLURM_PROCID', '0')) == '0':
+            stack.enter_context(alone_in(Path(cfg.work_dir), 'training'))
+        train(cfg)
+
+
+def train(cfg: Config) -> None:
+    """Run it; what a user can mend ends it in a sentence.
+
+    Raises:
+        SystemExit: a checkpoint, the disk or the numbers are not fit to go on.
+    """
     start_processes(cfg)
     runner = build_runner(cfg)
     try:
         runner.train()
-    except CheckpointError as error:
+    except (CheckpointError, FloatingPointError) as error:
         raise SystemExit(str(error)) from error
     except CheckpointNotWritten as error:
-        raise SystemExit(error.strerror) from error
+        raise SystemExit(f'{error.strerror}, then go on with --resume auto.') from error
 
 
 def to_resume(given: str, work_dir: str) -> str | None:
@@ -101,7 +116,7 @@ def checked(path: Path) -> str:
         check_whole(path)
     except CheckpointError as error:
         good, _ = last_good(path.parent)
-        there = f'The last good one there is {good}' if good else 'No other one there is whole'
+        there = f'The last good one in {path.parent} is {good}' if good else 'There is no other'
         raise SystemExit(f'{error} {there}.') from error
     return str(path)
 

@@ -34,6 +34,26 @@ class SafeCheckpointHook(CheckpointHook):
 
     file_backend: Any
 
+    def after_load_checkpoint(self, runner: Runner | FlexibleRunner, checkpoint: dict) -> None:
+        """Warn where a resumed run will not do what its config now says of the optimiser."""
+        kept = checkpoint.get('optimizer')
+        if not (isinstance(runner, Runner) and runner._resume and isinstance(kept, dict)):
+            return
+        optimizer = getattr(runner.optim_wrapper, 'optimizer', None)
+        for now, then in zip(
+            getattr(optimizer, 'param_groups', ()), kept.get('param_groups', ()), strict=False
+        ):
+            rate = 'initial_lr' if 'initial_lr' in now else 'lr'
+            for name in (rate, 'weight_decay'):
+                if name in then and now.get(name) != then[name]:
+                    runner.logger.warning(
+                        f'{name}={now.get(name)} of the config is not used: a resumed run keeps '
+                        f'that of its checkpoint, {then[name]}. To change it start anew in '
+                        'another --work-dir, with --cfg-options load_from=CHECKPOINT to keep the '
+                        'weights.'
+                    )
+                    return
+
     def before_train(self, runner: Runner | FlexibleRunner) -> None:
         """See the class.
 
@@ -106,6 +126,13 @@ class SafeCheckpointHook(CheckpointHook):
 
     def _save_best_checkpoint(self, runner: Runner | FlexibleRunner, metrics: dict) -> None:
         """mmengine's; what it replaces is removed behind it."""
+        wanted = self.key_indicators if self.save_best else ()
+        missing = [key for key in wanted if key not in {'auto', *metrics}]
+        if missing:
+            raise ValueError(
+                f'default_hooks.checkpoint.save_best={missing[0]!r} is none of the metrics; name '
+                f'one of {sorted(metrics)}, then go on with --resume auto.'
+            )
         super()._save_best_checkpoint(runner, metrics)
         self._remove_outdated(runner)
 

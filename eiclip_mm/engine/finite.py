@@ -204,10 +204,11 @@ class NonFiniteHook(Hook):
     def _advice(self) -> str:
         return (
             f'What was seen is in {self._file}. Look at its products (python '
-            'tools/misc/verify_dataset.py CONFIG), lower optim_wrapper.optimizer.lr, set '
-            'optim_wrapper.clip_grad, take bfloat16 instead of float16, or leave single steps out: '
-            "dict(type='NonFiniteHook', action='skip') in custom_hooks. --resume auto then goes on "
-            'from the last checkpoint.'
+            'tools/misc/verify_dataset.py CONFIG), set optim_wrapper.clip_grad, take bfloat16 '
+            "instead of float16, or leave single steps out: dict(type='NonFiniteHook', "
+            "action='skip') in custom_hooks; --resume auto then goes on from the last checkpoint. "
+            'A lower learning rate takes a new start in another --work-dir, since a resumed run '
+            'keeps that of its checkpoint.'
         )
 
     def _write(self, kind: str, batches: list[dict], **more: Any) -> None:

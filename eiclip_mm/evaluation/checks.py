@@ -26,8 +26,8 @@ def checked(
         if len(bad):
             raise ValueError(
                 f'{side} hold NaN or infinity in {len(bad)} of {len(vectors)} rows, first in row '
-                f'{int(bad[0])} (id {int(ids[bad[0]])}). Such scores have no rank: has training '
-                'diverged?'
+                f'{int(bad[0])} (id {int(ids[bad[0]])}). Such scores have no rank. If training '
+                'diverged, go back to an earlier checkpoint, or start anew with a lower rate.'
             )
     if a.shape[1] != b.shape[1]:
         raise ValueError(

@@ -24,7 +24,7 @@ from eiclip_mm.version import __version__
 from .embeddings import Embeddings, numbered
 from .files import VECTORS, npz_path
 from .measures import SUM_KS, check_ks
-from .protocols import get_protocol
+from .protocols import Protocol, get_protocol
 from .report import protocol_card, recall_table
 from .retrieval import retrieve
 
@@ -104,7 +104,27 @@ class RetrievalMetric(BaseMetric):
                     f'{protocol.candidates.group!r}, which the dataset does not label; it has '
                     f'{sorted(known)}. Give dict(name={protocol.name!r}, group=...) in protocols.'
                 )
+            self._check_gallery(protocol, meta)
         self._dataset_meta = dataset_meta
+
+    def _check_gallery(self, protocol: Protocol, meta: Mapping) -> None:
+        """Refuse a split with fewer products than candidates that a recall counts."""
+        ids = meta.get('retrieval', {}).get('texts', {}).get('product_id')
+        by_product = protocol.candidates is None and 'first' in (protocol.views, protocol.captions)
+        if ids is None or not by_product:
+            return
+        products, largest = len(np.unique(ids)), max(self.ks)
+        if products < largest:
+            raise ValueError(
+                f'protocol {protocol.name} ranks among {products} products, where R@{largest} '
+                'means nothing. Take a split with more products, or ks='
+                f'{tuple(k for k in self.ks if k <= products)} in the evaluator'
+                + (
+                    ', which gives no SumR: then name default_hooks.checkpoint.save_best too.'
+                    if set(SUM_KS) <= set(self.ks)
+                    else '.'
+                )
+            )
 
     def process(self, data_batch: object, data_samples: Sequence[Mapping]) -> None:
         """Keep one batch, stacked: far cheaper to collect than one object a sample."""

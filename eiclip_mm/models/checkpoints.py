@@ -11,7 +11,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from eiclip_mm.utils.checkpoint_file import check_whole
+from eiclip_mm.utils.checkpoint_file import check_whole, why_not_plain
 
 TOWERS_PREFIX = 'towers.clip.'
 
@@ -65,8 +65,8 @@ def read_weights(path: Path) -> Any:
         loaded = torch.load(path, map_location='cpu', weights_only=True)
         _check_size(_claimed(loaded), size)
     except Exception as error:  # pickle's own errors have no common class
-        what = str(error) or type(error).__name__
-        raise ValueError(f'{path} cannot be read safely as a checkpoint: {what:.300}') from error
+        what = why_not_plain(error)
+        raise ValueError(f'{path} cannot be read safely as a checkpoint: {what}') from error
     return loaded
 
 

@@ -70,13 +70,21 @@ def read_checkpoint(path: str | Path, map_location: Any = None) -> Any:
 
 def not_plain(path: str | Path, error: Exception) -> str:
     """The sentence for what cannot be read as data alone."""
-    named = re.search(r'GLOBAL (\S+)', str(error))
-    reason = f'it names {named[1]}' if named else ' '.join(str(error).split())
     return (
-        f'checkpoint {path} cannot be read as plain data ({reason:.160}): reading it could run '
-        'code. If you trust where it comes from, give tools/train.py or tools/test.py --trust, or '
-        f'set {TRUST}=1.'
+        f'checkpoint {path} cannot be read as plain data ({why_not_plain(error)}): reading it '
+        'could run code. If you trust where it comes from, give tools/train.py or tools/test.py '
+        f'--trust, or set {TRUST}=1.'
     )
+
+
+def why_not_plain(error: Exception) -> str:
+    """What torch found, without its advice to read the file all the same."""
+    text = str(error)
+    if named := re.search(r'GLOBAL (\S+)', text):
+        return f'it names {named[1]:.100}'
+    if 'Unsupported operand' in text or not text:
+        return 'it is no file of torch.save, or an object of another program'
+    return f'{" ".join(text.split()):.160}'
 
 
 def without_code(loaded: Any) -> Any:
@@ -107,7 +115,7 @@ def write_checkpoint(path: str | Path, content: bytes) -> None:
             error.errno,
             f'checkpoint {path} ({len(content) / 1e6:.1f} MB) could not be written: '
             f'{error.strerror}; {free_space(path.parent)}. Files written before are as they were. '
-            'Make room or mend the folder, then go on with tools/train.py CONFIG --resume auto',
+            'Make room or mend the folder',
         ) from error
 
 

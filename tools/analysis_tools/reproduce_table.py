@@ -14,8 +14,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import _results as results
+from _lock import alone_in
 from _plan import ROWS, SUFFIXES, Run, carry_out, entries, prepare, runs_of
-from _runs import alone_in, ends_at_once
+from _runs import ends_at_once
 
 import eiclip_mm  # noqa: F401  (checks the installation)
 from eiclip_mm.evaluation.report import Row, Table, check_writable, grid, to_markdown
@@ -76,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         chosen = entries(args.data, args.rows, args.ablations)
         runs = {e: runs_of(e, args.seeds, args.work_dir / args.data) for e in chosen}
         if not args.no_run:
-            with alone_in(args.work_dir / args.data):
+            with alone_in(args.work_dir / args.data, 'reproduce_table.py'):
                 prepare(args.data, chosen)
                 failed = carry_out([run for own in runs.values() for run in own], args.jobs)
         table = [results.score(entry, own) for entry, own in runs.items()]

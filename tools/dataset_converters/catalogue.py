@@ -137,8 +137,10 @@ def check(
     table: Path, images: Path, out: Path, entities: Sequence[str], val_share: float, keywords: int
 ) -> None:
     """Refuse what no row could mend."""
-    if not os.path.isfile(table) or table.suffix.lower() not in TABLES:
+    if table.suffix.lower() not in TABLES:
         raise InputError(f'{table}: expected a file that ends in {" or ".join(TABLES)}.')
+    if not os.path.isfile(table):
+        raise InputError(f'{table} is not there, or no file.')
     if not images.is_dir():
         raise InputError(f'--images: {images} is not there, expected the folder of the photos.')
     there = next(path for path in (out, *out.parents) if path.exists())

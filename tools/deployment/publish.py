@@ -11,6 +11,7 @@ from pathlib import Path
 
 import eiclip_mm  # noqa: F401  (checks the installation)
 from eiclip_mm.apis import EICLIPInferencer, open_checkpoint, save_checkpoint
+from eiclip_mm.utils.checkpoint_file import CheckpointNotWritten
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -21,12 +22,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument('checkpoint', type=Path, help='of tools/train.py')
     parser.add_argument('--out', type=Path, required=True, metavar='NAME.safetensors', help='new')
     args = parser.parse_args(argv)
-    if args.out.suffix != '.safetensors' or args.out.exists():
-        parser.error(f'--out {args.out} must end in .safetensors and not be there yet')
+    if args.out.suffix != '.safetensors':
+        parser.error(f'--out {args.out} must end in .safetensors')
+    if args.out.exists():
+        parser.error(f'--out {args.out} is there already; give another name, or move it away')
     try:
         opened = open_checkpoint(args.checkpoint)
         save_checkpoint(args.out, opened.state, opened.meta)
         encoder = EICLIPInferencer(args.out, device='cpu')
+    except CheckpointNotWritten as error:
+        raise SystemExit(error.strerror) from error
     except (ValueError, OSError, ImportError) as error:
         raise SystemExit(str(error)) from error
     sizes = [path.stat().st_size / 1e6 for path in (args.checkpoint, args.out)]

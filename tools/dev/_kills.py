@@ -208,7 +208,7 @@ class Trial:
 
     def _died(self, code: int, at_a_write: bool) -> None:
         if code != -signal.SIGKILL:
-            self.counts['finished before'] += 1
+            self.counts['ended before'] += 1
             return
         self.counts['kills'] += 1
         self.counts['inside writing'] += at_a_write or bool(leftovers(self.folder))

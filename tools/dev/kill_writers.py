@@ -17,7 +17,7 @@ from pathlib import Path
 
 from _kills import Trial
 
-COLUMNS = ('tool', 'kills', 'inside writing', 'finished before', 'differences', 'full disks')
+COLUMNS = ('tool', 'kills', 'inside writing', 'ended before', 'differences', 'full disks')
 
 
 def main(argv: Sequence[str] | None = None) -> None:

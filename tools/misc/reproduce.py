@@ -58,13 +58,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not configs[-1].get('train_dataloader'):
         raise SystemExit(f'{paths[-1]} is empty: the run was made in code, without a config.')
     same_data = say_differences(starts, configs)
+    ended = starts[-1].get('result') is not None
     if args.checks_only:
+        if not ended:
+            print(f'The training in {args.work_dir} did not end.')
         raise SystemExit(not same_data)
     if not same_data and not args.anyway:
         raise SystemExit(
             'The data differ, so another result would say nothing: put them back, or give --anyway.'
         )
-    if starts[-1].get('result') is None:
+    if not ended:
         raise SystemExit(
             f'The training in {args.work_dir} did not end, so there is nothing to compare with: '
             'finish it with tools/train.py CONFIG --resume auto.'

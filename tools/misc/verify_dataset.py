@@ -19,9 +19,11 @@ import eiclip_mm  # noqa: F401  (checks the installation)
 from eiclip_mm.datasets import LoadProductImage, ProductDataset
 from eiclip_mm.datasets.bad_rows import ON_ERROR
 from eiclip_mm.datasets.product_dataset import image_key
+from eiclip_mm.evaluation.report import check_writable
 from eiclip_mm.registry import DATASETS
 from eiclip_mm.structures import UNKNOWN, entity_key
 from eiclip_mm.utils import load_config
+from eiclip_mm.utils.sentence import told
 from eiclip_mm.utils.untrusted import shown
 from eiclip_mm.utils.whole_file import write_whole_text
 
@@ -43,13 +45,15 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     try:
         cfg = load_config(args.config)
-    except OSError as error:
+        if args.list_bad:
+            check_writable(args.list_bad)
+    except (OSError, ValueError) as error:
         raise SystemExit(str(error)) from error
     init_default_scope('eiclip_mm')
     wanted = [args.split] if args.split else SPLITS
     loaders = {split: cfg.get(f'{split}_dataloader') for split in wanted}
     # A list, not a generator: one broken split does not hide the next.
-    bad: list[dict] = []
+    bad: list[tuple[str, dict]] = []
     sound = [
         check(split, with_options(loader.dataset, args), args.no_images, bad)
         for split, loader in loaders.items()
@@ -71,17 +75,17 @@ def with_options(cfg: Mapping, args: argparse.Namespace) -> dict:
     return dict(cfg, on_error=args.on_error) if args.on_error else dict(cfg)
 
 
-def write_bad(path: Path, bad: list[dict]) -> None:
-    """All rows that cannot be used: split, file, row and why."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole_text(path, json.dumps(bad, ensure_ascii=False, indent=1))
-    except OSError as error:
-        raise SystemExit(f'--list-bad {path} cannot be written: {error}') from error
-    print(f'\n{len(bad)} rows that cannot be used are listed in {path}')
+def write_bad(path: Path, bad: list[tuple[str, dict]]) -> None:
+    """All rows that cannot be used: splits, file, row and why; each once, also of a shared file."""
+    rows: dict[tuple, dict] = {}
+    for split, row in bad:
+        rows.setdefault((row['file'], row['row']), dict(splits=[]) | row)['splits'].append(split)
+    with told(path):
+        write_whole_text(path, json.dumps(list(rows.values()), ensure_ascii=False, indent=1))
+    print(f'\n{len(rows)} rows that cannot be used are listed in {path}')
 
 
-def check(split: str, cfg: Mapping, no_images: bool, bad: list[dict]) -> bool:
+def check(split: str, cfg: Mapping, no_images: bool, bad: list[tuple[str, dict]]) -> bool:
     """Print what a data set holds, add to ``bad``; False if it cannot be read in full."""
     tokenizer = cfg.get('tokenizer')
     print(f'\n== {split}: {cfg["type"]} {cfg["ann_file"]}, fold {cfg.get("fold", "all")} ==')
@@ -99,7 +103,7 @@ def check(split: str, cfg: Mapping, no_images: bool, bad: list[dict]) -> bool:
     report_entities(dataset)
     report_texts(dataset)
     broken = [] if no_images else report_images(dataset)
-    bad += [dict(split=split, **row) for row in (*dataset.skipped, *broken)]
+    bad += [(split, row) for row in (*dataset.skipped, *broken)]
     return not broken
 
 

@@ -126,8 +126,10 @@ def shown(answer: Answer, encoder: Encoder, where: Sequence[Condition]) -> str:
 
 def table(hits: Sequence[Hit], encoder: Encoder, where: Sequence[Condition]) -> str:
     """Hits with their texts, their entities and the attributes that were asked for."""
-    if not hits:
+    if not hits and where:
         return 'nothing passes the filters; is each value spelt as in the catalogue?'
+    if not hits:
+        return 'the index holds nothing to find here; built without photos? Then --side product.'
     types = [
         type_
         for type_ in encoder.tokenizer.vocab.types
