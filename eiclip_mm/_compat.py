@@ -177,13 +177,13 @@ def _torchvision_is_built_for_cuda() -> bool:
 def checkpoints_as_data() -> None:
     """Let mmengine read checkpoints: whole ones, and nothing in them that runs.
 
-    It concerns resume, ``load_from`` and tools/test.py, for files on disk and from the web.
+    It concerns resume, ``load_from`` and tools/test.py, wherever mmengine loads from.
     Breakage: mmengine leaves ``weights_only`` to torch for files, so what torch 2.6 and later
     refuse ends in a page about globals, and switches it off for URLs; it does not compare
-    checksums, and on a resume it runs ``meta['config']``. Whoever trusts a file that holds more
-    than data, such as those of mmengine's own CheckpointHook (HistoryBuffer), sets torch's switch
-    ``TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1``. Unnecessary once mmengine reads data alone; no release
-    does (mmengine#1655).
+    checksums, and on a resume it runs ``meta['config']``. Checksums and sizes are compared of files
+    on disk alone. Whoever trusts a file that holds more than data, such as those of mmengine's own
+    CheckpointHook (HistoryBuffer), sets torch's switch ``TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1``.
+    Unnecessary once mmengine reads data alone; no release does (mmengine#1655).
     """
     from mmengine.runner import checkpoint as theirs
 
@@ -194,16 +194,21 @@ def checkpoints_as_data() -> None:
     def load_from_local(filename: str, map_location: Any = None) -> Any:
         return read_checkpoint(filename, map_location)
 
-    fetch = theirs.load_url
+    fetch, load = theirs.load_url, theirs.CheckpointLoader.load_checkpoint.__func__
 
     @functools.wraps(fetch)
     def fetch_data(url: str, *args: Any, **kwargs: Any) -> Any:
+        return fetch(url, *args, **{'weights_only': not trusted()} | kwargs)
+
+    @functools.wraps(load)
+    def load_data(cls: type, filename: str, *args: Any, **kwargs: Any) -> Any:
         try:
-            return data_of(fetch(url, *args, **{'weights_only': not trusted()} | kwargs))
+            return data_of(load(cls, filename, *args, **kwargs))
         except pickle.UnpicklingError as error:
-            raise CheckpointError(not_plain(url, error)) from error
+            raise CheckpointError(not_plain(filename, error)) from error
 
     theirs.load_url = fetch_data
+    theirs.CheckpointLoader.load_checkpoint = classmethod(load_data)
 
 
 def quiet_mmcv_lite() -> None:

@@ -51,12 +51,11 @@ def eiclip_scope():
     forget_runs()
 
 
-@pytest.fixture(scope='module')
+@pytest.fixture(scope='session', autouse=True)
 def quick_collection():
-    """mmengine collects garbage for each data set; what is imported here makes that slow."""
+    """mmengine collects garbage for each data set; what is imported here would make that slow."""
+    gc.collect()
     gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture
@@ -82,7 +81,6 @@ def shell(tmp_path_factory) -> Iterator[Shell]:
             importlib.import_module(name)
     gc.freeze()
     opened = Shell(tmp_path_factory.mktemp('shell') / 'bin')
-    gc.unfreeze()
     yield opened
     opened.close()
 

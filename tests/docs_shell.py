@@ -146,6 +146,8 @@ def _run(argv: list[str]) -> None:
     import torch
 
     torch.set_num_threads(1)  # threads do not survive a fork
+    if argv[0] == '-u':  # of torchrun
+        return _run(argv[1:])
     if argv[0] == '-c':
         sys.exit(subprocess.call([sys.executable, *argv]))
     if argv[0] == 'pip':

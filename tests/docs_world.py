@@ -56,6 +56,7 @@ ON_PAGE = {
     'README.md': [
         (r'^(python tools/quickstart\.py)$', r'\1 --help'),  # make quickstart has run it
     ],
+    'docs/get_started.md': [(r'^(make quickstart)$', r'\1 --dry-run')],  # README.md's runs
     'docs/search.md': [(r"'best\.pth'", "'new.pth'")],
     'docs/tutorial.md': [
         (r'batch_size=256', 'batch_size=32'),

@@ -18,7 +18,6 @@ from eiclip_mm.datasets.pixels import decoded
 from eiclip_mm.structures import EntityVocab, clean_text, entity_key
 from eiclip_mm.utils.untrusted import shown
 
-pytestmark = pytest.mark.usefixtures('quick_collection')
 NAN = float('nan')
 DEEP = 100_000
 

@@ -10,21 +10,24 @@ from pathlib import Path
 import pytest
 from bad_files import JPEG, damaged_h5
 from catalogues import write_coco
+from mmengine.config import Config
 from mmengine.logging import MMLogger
 from PIL import Image
 
 from eiclip_mm.datasets import CocoProducts, FashionGen, photo_check
 from eiclip_mm.datasets.bad_rows import BadRows
+from eiclip_mm.engine import fingerprints
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT / 'tools/dataset_converters'))
+sys.path.append(str(ROOT / 'tools/misc'))
+import _run_state  # noqa: E402
 import pack_images  # noqa: E402
 
 _spec = importlib.util.spec_from_file_location('verify', ROOT / 'tools/misc/verify_dataset.py')
 verify = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(verify)
 
-pytestmark = pytest.mark.usefixtures('quick_collection')
 TOKENIZER = dict(
     type='EntityTokenizer',
     model=dict(text_cfg=dict(context_length=8)),
@@ -202,6 +205,41 @@ def test_packed_photos_need_no_file(shop, capsys):
     assert [dataset[i]['product_id'] for i in range(len(dataset))] == KEPT
     nested = dict(type='LoadImageFeature', pipeline=[loading])
     assert load(shop, pipeline=[nested]).skipped == dataset.skipped
+    steps = [dict(type='ImgAug'), nested, loading, dict(type='PackProduct', packed=None)]
+    assert photo_check.loading_steps(steps) == [nested, loading]
+
+
+@pytest.fixture
+def packed(shop) -> dict:
+    """A data set whose photos are in a pack alone, as a config has it."""
+    dataset = dict(
+        type='CocoProducts', data_root=str(shop), ann_file='train.json', on_error='skip',
+        max_bad=0.5, views='first', batched=True, tokenizer=TOKENIZER,
+    )  # fmt: skip
+    config = shop / 'config.py'
+    config.write_text(f'train_dataloader = dict(dataset={dict(dataset, pipeline=[])})\n')
+    pack_images.main([str(config)])
+    for path in shop.glob('*.png'):
+        path.unlink()
+    load = dict(type='LoadProductImage', packed=str(shop / 'packed'))
+    dataset['pipeline'] = [load, dict(type='PackProduct')]
+    config.write_text(f'train_dataloader = dict(dataset={dataset})\n')
+    return dataset
+
+
+def test_the_state_of_packed_photos_is_that_of_the_run(shop, packed):
+    dataset = load(shop, pipeline=packed['pipeline'])
+    state = _run_state.state_now(Config.fromfile(shop / 'config.py'))
+    assert state['photos'] == dict(train=fingerprints.photos_state(dataset, ()))
+    assert state['photos']['train']['missing'] == len(KEPT)
+
+
+def test_verify_reads_packed_photos_from_their_pack(shop, packed, capsys):
+    with pytest.raises(SystemExit) as end:
+        verify.main([str(shop / 'config.py')])
+    printed = capsys.readouterr().out
+    assert f'products                     {len(KEPT)}' in printed
+    assert 'photos that cannot be read   0' in printed and not end.value.code
 
 
 def test_verify_lists_them_all(shop, capsys):

@@ -17,7 +17,6 @@ from eiclip_mm.datasets import CocoProducts, PackProduct, stack_products
 from eiclip_mm.datasets.product_dataset import VIEWS
 from eiclip_mm.structures import EntityVocab
 
-pytestmark = pytest.mark.usefixtures('quick_collection')
 RNG = np.random.default_rng(0)
 BRANDS = ('Diesel', 'Golden Goose', 'Gas')
 TOKENIZER = dict(

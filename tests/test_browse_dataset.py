@@ -18,8 +18,6 @@ sys.path.append(str(Path(__file__).resolve().parents[1] / 'tools/visualization')
 import _reading
 import browse_dataset as tool
 
-pytestmark = pytest.mark.usefixtures('quick_collection')
-
 VOCAB = EntityVocab(
     names=dict(brand=('Diesel', 'Golden Goose'), composition=('cotton', 'silk', 'wool')),
     counts=dict(brand=(30, 5), composition=(40, 10, 3)),

@@ -4,6 +4,7 @@ import errno
 import os
 import resource
 import signal
+import zipfile
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from eiclip_mm.utils.checkpoint_file import (
     TRUST,
     CheckpointError,
     CheckpointNotWritten,
+    Inflated,
+    check_content,
     check_whole,
     read_checkpoint,
     write_checkpoint,
@@ -110,6 +113,99 @@ def test_code_runs_only_where_it_is_trusted(tmp_path, monkeypatch):
     monkeypatch.setenv(TRUST, '1')
     assert read_checkpoint(tmp_path / 'a.pth')['meta'] == dict(config='x = 1')
     assert folder.is_dir()
+
+
+def packed(path: Path, content: object) -> Path:
+    """A file of torch.save, compressed; torch reads it."""
+    torch.save(content, path.with_suffix('.plain'))
+    with (
+        zipfile.ZipFile(path.with_suffix('.plain')) as plain,
+        zipfile.ZipFile(path, 'w', zipfile.ZIP_DEFLATED) as archive,
+    ):
+        for record in plain.namelist():
+            archive.writestr(record, plain.read(record))
+    return path
+
+
+@pytest.mark.filterwarnings('ignore:Environment variable TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD')
+def test_what_unpacks_to_more_is_not_unpacked_unless_trusted(tmp_path, monkeypatch):
+    small = packed(tmp_path / 'small.pth', CONTENT)
+    large = packed(tmp_path / 'large.pth', dict(CONTENT, more=torch.zeros(10**6)))
+    expanded = tmp_path / 'expanded.pth'
+    torch.save(dict(CONTENT, more=torch.zeros(1).expand(10**9)), expanded)
+    cases = {
+        small: 'its records are compressed, and torch.save compresses none',
+        large: r'a file of [\d,]{5,6} bytes, whose lists, texts and tensors would take 4,00\d,\d+',
+        expanded: r'a file of \d,\d+ bytes, whose lists, texts and tensors would take 4,000,0',
+    }
+    with monkeypatch.context() as patch:
+        # is noticed before anything is unpacked
+        patch.setattr(zipfile.ZipFile, 'testzip', lambda archive: pytest.fail('it is unpacked'))
+        for path in (small, large):
+            with pytest.raises(CheckpointError, match=cases[path]):
+                read_checkpoint(path)
+    for path, says in cases.items():
+        with pytest.raises(
+            CheckpointError, match=rf'{path.name} is not .*\({says}.* set {TRUST}=1'
+        ):
+            read_checkpoint(path)
+    monkeypatch.setenv(TRUST, '1')
+    assert all(is_content(read_checkpoint(path)) for path in cases)
+
+
+def nested(depth: int, width: int = 2) -> list:
+    value = [1]
+    for _ in range(depth):
+        value = [value] * width
+    return value
+
+
+def in_itself(value: list) -> list:
+    value.append(value)
+    return value
+
+
+def known() -> list:
+    """Chains of 61 lists, each of which ends in the one before."""
+    chains = [nested(60, 1)]
+    for _ in range(2):
+        value = chains[-1]
+        for _ in range(60):
+            value = [value]
+        chains.append(value)
+    return chains
+
+
+SHARED = {
+    'lists': (nested(40), r'a file of 9 bytes, .* would take 3,298,534,883,327'),
+    'more lists': (nested(90), r'would take more than 2\*\*63'),
+    'a text': (['a' * 10**5] * 10**5, 'would take 10,000,000,001'),
+    'a text as keys': ([{'a' * 10**4: 1}] * 10**4, 'would take 100,0'),
+    'a tensor': (dict(a=(torch.zeros(100),) * 10**4), 'would take 4,000,00'),
+    'bytes': (bytearray(10**7), 'would take 10,000,000'),
+    'deep': (nested(100, 1), 'lists in lists, more than 100 deep'),
+    'deep in a part that is known': (known(), 'more than 100 deep'),
+    'a list in itself': (in_itself([]), 'more than 100 deep'),
+    'two of them': (in_itself(in_itself([])), 'more than 100 deep'),
+}
+
+
+@pytest.mark.parametrize('case', SHARED)
+def test_what_is_named_again_and_again_is_refused(case):
+    content, says = SHARED[case]
+    with pytest.raises(Inflated, match=says):
+        check_content(content, 9)
+
+
+def test_what_a_training_shares_is_not():
+    weight = torch.zeros(10**6)
+    check_content(dict(state_dict=dict(a=weight, b=weight.view(10, -1))), 4 * 10**6)
+    betas = (0.9, 0.999)
+    check_content([dict(betas=betas, lr=0.1, foreach=None)] * 10**3, 9)
+    check_content(nested(99, 1), 9)
+    check_content({frozenset({1}), 'a'}, 9)
+    deep = nested(50, 1)
+    check_content([deep, nested(9, 1), [deep]], 9)
 
 
 def fill_the_disk(path: Path) -> None:

@@ -41,6 +41,15 @@ class Validations(Hook):
         self.seen.append(runner.epoch)
 
 
+class Better(Hook):
+    """Each validation better than the one before."""
+
+    priority = 'VERY_HIGH'
+
+    def after_val_epoch(self, runner, metrics=None):
+        metrics[MEASURE] = float(runner.epoch)
+
+
 @pytest.fixture(scope='module')
 def catalogue(tmp_path_factory):
     return runs.write_catalogue(tmp_path_factory.mktemp('mini'))
@@ -128,10 +137,16 @@ def test_the_validation_that_is_lacking_is_made_up_for_once(catalogue, unbroken,
     seen = Validations()
     make(catalogue, tmp_path, seen).train()
     assert seen.seen == [2, 3] and files(tmp_path) == files(reference)
-    if hub(tmp_path, 'epoch_3.pth')['last_validated'] == 3:  # the last epoch was the best
+
+
+def test_what_was_made_up_for_is_not_again(catalogue, tmp_path):
+    """A better checkpoint notes its validation."""
+    with pytest.raises(KeyboardInterrupt):
+        make(catalogue, tmp_path, Better(), StopAtValidation(4)).train()
+    for epochs, validated in ((2, [2]), (2, []), (3, [3])):
         seen = Validations()
-        make(catalogue, tmp_path, seen).train()
-        assert seen.seen == []
+        make(catalogue, tmp_path, Better(), seen, epochs=epochs).train()
+        assert seen.seen == validated, (epochs, seen.seen)
 
 
 @pytest.mark.parametrize(('stopped', 'expected'), [(6, [3]), (4, [2, 3])])
@@ -252,6 +267,12 @@ class TestLastGood:
         assert last_good(work_dir) == (work_dir / 'epoch_3.pth', [])
         shutil.copytree(work_dir, work_dir / 'copy')
         assert last_good(work_dir / 'copy')[0] == work_dir / 'copy/epoch_3.pth'
+
+    def test_a_copy_does_not_go_on_from_where_it_was_copied(self, work_dir):
+        (work_dir / 'last_checkpoint').write_text(str(work_dir / 'epoch_3.pth'))
+        shutil.copytree(work_dir, work_dir / 'copy')
+        (work_dir / 'copy/epoch_3.pth').unlink()
+        assert last_good(work_dir / 'copy')[0] == work_dir / 'copy/epoch_2.pth'
 
     def test_damaged_and_strange_ones_are_passed_over(self, work_dir):
         path = work_dir / 'epoch_3.pth'

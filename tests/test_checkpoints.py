@@ -170,6 +170,16 @@ class TestVocabulary:
         with pytest.raises(ValueError, match='the checkpoint is not an entity vocabulary'):
             model.load_state_dict(state)
 
+    @pytest.mark.parametrize('dtype', [torch.int64, torch.uint8])
+    def test_a_number_is_not_as_many_zeros(self, dtype):
+        with pytest.raises(ValueError, match=rf'a row of bytes, .*, got {dtype} of shape \(\)'):
+            vocab_of_state(torch.tensor(99, dtype=dtype))
+        with pytest.raises(ValueError, match=r'a row of bytes, torch.uint8, got str'):
+            vocab_of_state('{}')
+        other = torch.tensor(list(b'{}'), dtype=torch.int16)
+        with pytest.raises(ValueError, match=r'got torch.int16 of shape \(2,\)'):
+            vocab_of_state(other)
+
 
 def test_state_dict_round_trip():
     for selector in ('KeepAll', 'EffectCESelector', 'GatedCESelector'):

@@ -89,7 +89,7 @@ def test_a_run_on_the_reported_split_stops_before_its_first_step(tmp_path):
     """The real Runner; everything else of the config is whole."""
     from eiclip_mm.datasets.synthetic import write_mini_fashiongen
 
-    write_mini_fashiongen(tmp_path, 24, 8, 4, seed=0, progress=False)
+    write_mini_fashiongen(tmp_path, 24, 10, 4, seed=0, progress=False)
     cfg = Config.fromfile(ROOT / 'configs/baselines/clip_fashiongen_mini.py')
     cfg = Config.fromstring(cfg.pretty_text.replace(cfg.data_root, f'{tmp_path}/'), '.py')
     cfg.work_dir = str(tmp_path / 'work')

@@ -239,6 +239,31 @@ def test_mmengine_reads_data_from_the_web(tmp_path, monkeypatch):
         server.server_close()
 
 
+@pytest.mark.filterwarnings('ignore:Environment variable TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD')
+@pytest.mark.parametrize('where', ['s3://a.pth', 'openmmlab://a', 'own://a.pth'])
+def test_mmengine_reads_data_from_wherever_it_can(tmp_path, monkeypatch, where):
+    """Ceph, a name of its model zoo, and a scheme that someone registered."""
+    from types import SimpleNamespace
+
+    from mmengine.logging.history_buffer import HistoryBuffer
+    from mmengine.runner import CheckpointLoader, checkpoint
+
+    path = tmp_path / 'a.pth'
+    backend = SimpleNamespace(get=lambda name: path.read_bytes())
+    monkeypatch.setattr(checkpoint, 'get_file_backend', lambda *args, **kwargs: backend)
+    monkeypatch.setattr(checkpoint, 'get_external_models', lambda: dict(a=str(path)))
+    monkeypatch.setattr(CheckpointLoader, '_schemes', dict(CheckpointLoader._schemes))
+    CheckpointLoader.register_scheme('own://', lambda name, map_location: torch.load(path))
+
+    torch.save(dict(weight=torch.ones(2), meta=dict(config='1 / 0', epoch=1)), path)
+    assert checkpoint._load_checkpoint(where)['meta'] == dict(epoch=1)
+    torch.save(dict(a=HistoryBuffer([1.5], [1]), meta=dict(config='1 / 0')), path)
+    with pytest.raises(ValueError, match=rf'{where} cannot be read as plain data .*--trust'):
+        CheckpointLoader.load_checkpoint(where)
+    monkeypatch.setenv('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD', '1')
+    assert CheckpointLoader.load_checkpoint(where)['meta'] == dict(config='1 / 0')
+
+
 class QuietHandler(SimpleHTTPRequestHandler):
     def log_message(self, *args):
         pass

@@ -1,6 +1,5 @@
 """The data sets: grouping, entities, views, folds, repeatable randomness, broken files."""
 
-import gc
 import json
 import os
 import pickle
@@ -54,14 +53,6 @@ TOKENIZER = dict(
     vocab=VOCAB,
     fields=('description',),
 )
-
-
-@pytest.fixture(scope='module', autouse=True)
-def quick_collection():
-    """mmengine collects garbage for each data set; what is imported here makes that slow."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture(scope='module')

@@ -22,8 +22,6 @@ from eiclip_mm.visualization.saliency import agreement, grad_cam, occlusion
 sys.path.append(str(Path(__file__).resolve().parents[1] / 'tools/visualization'))
 import explain_match as tool
 
-pytestmark = pytest.mark.usefixtures('quick_collection')
-
 QUADRANTS = {'top left': (0, 0), 'top right': (0, 1), 'bottom left': (1, 0), 'bottom right': (1, 1)}
 
 

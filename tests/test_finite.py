@@ -186,16 +186,17 @@ class TestSkip:
         assert [line['kind'] for line in lines(tmp_path / 'run')] == ['skip', 'skip', 'stop']
 
 
-@pytest.fixture
-def scaled(monkeypatch):
+@pytest.fixture(params=[False, True], ids=['plain', 'fused'])
+def scaled(monkeypatch, request):
     """mmengine's wrapper for float16 with torch's scaler, which both would do on a CPU."""
     monkeypatch.setattr(amp_optimizer_wrapper, 'is_cuda_available', lambda: True)
     monkeypatch.setattr(
         amp_optimizer_wrapper, 'GradScaler', functools.partial(torch.amp.GradScaler, 'cpu')
     )
     return lambda scale: dict(
-        type='AmpOptimWrapper', dtype='bfloat16', optimizer=ADAMW, loss_scale=dict(init_scale=scale)
-    )
+        type='AmpOptimWrapper', dtype='bfloat16', loss_scale=dict(init_scale=scale),
+        optimizer=dict(ADAMW, fused=request.param),
+    )  # fmt: skip
 
 
 class TestLossScale:
@@ -240,6 +241,15 @@ class TestCheckpoint:
         with pytest.raises(FloatingPointError, match=r'state_dict/learner.hidden.weight.*not writ'):
             make_runner(hooks=[damage, 'NonFiniteHook']).train()
         assert not list(tmp_path.glob('run/*.pth'))
+        (line,) = lines(tmp_path / 'run')
+        assert line['kind'] == 'checkpoint'
+        assert line['tensors'] == ['state_dict/learner.hidden.weight']
+
+    def test_nor_behind_averaged_ones(self, make_runner, tmp_path):
+        damage = Damage('learner.hidden.weight', math.inf)
+        average = dict(type='EMAHook', momentum=1e-9)
+        with pytest.raises(FloatingPointError, match=r'ema_state_dict/.*not written'):
+            make_runner(hooks=[damage, average, 'NonFiniteHook']).train()
 
     @pytest.mark.parametrize('value', [math.nan, -math.inf])
     def test_a_buffer_may_hold_an_infinity(self, make_runner, tmp_path, value):

@@ -26,7 +26,6 @@ sys.path.append(str(Path(__file__).resolve().parents[1] / 'tools/dataset_convert
 import _photos
 import catalogue
 
-pytestmark = pytest.mark.usefixtures('quick_collection')
 KINDS = ('JPEG', 'PNG', 'GIF', 'TIFF', 'WEBP', 'BMP', 'PPM', 'JPEG2000')
 PHOTOS = [bad_files.encoded(kind) for kind in KINDS]
 ODD = ['', 'a\0b', '\ud800', '\u202e', '../x', '/x', 'x' * 300, '9' * 5000, '1.png', 'brand']

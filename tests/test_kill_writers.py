@@ -2,6 +2,7 @@
 
 import itertools
 import multiprocessing
+import os
 import random
 import signal
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from eiclip_mm.utils.whole_together import whole_files, whole_folder
+from eiclip_mm.utils.whole_together import check_empty, whole_files, whole_folder
 
 sys.path.insert(0, str(Path(__file__).parents[1] / 'tools/dev'))
 import _kill_cases
@@ -93,6 +94,20 @@ def test_a_folder_is_there_once_it_is_filled(tmp_path):
     with whole_folder(tmp_path / 'empty') as folder:
         (folder / 'file').write_text('all')
     assert names(tmp_path / 'empty') == ['file']
+
+
+def test_a_mounted_disk_is_refused_before_the_work(tmp_path, monkeypatch):
+    with pytest.raises(FileExistsError, match=r'/proc is where a disk is mounted.* inside it'):
+        check_empty(Path('/proc'))
+    (tmp_path / 'disk').mkdir()
+    (tmp_path / 'link').symlink_to('disk')
+    monkeypatch.setattr(os.path, 'ismount', lambda path: path == str(tmp_path / 'disk'))
+    for name in ('disk', 'link'):
+        with pytest.raises(FileExistsError, match='give a folder'), whole_folder(tmp_path / name):
+            raise AssertionError('it is begun')
+    with whole_folder(tmp_path / 'disk/inside') as folder:
+        (folder / 'file').write_text('all')
+    assert names(tmp_path / 'disk') == ['inside', 'inside/file']
 
 
 @pytest.mark.parametrize('error', [ValueError, KeyboardInterrupt])

@@ -36,7 +36,6 @@ from eiclip_mm.utils.whole_file import whole_file
 sys.path.insert(0, str(Path(__file__).parents[1] / 'tools/dataset_converters'))
 import pack_images
 
-pytestmark = pytest.mark.usefixtures('quick_collection')
 RNG = np.random.default_rng(0)
 SIZES = [(20, 30), (31, 17), (8, 8), (40, 40), (25, 25), (16, 50)]
 CROP = [

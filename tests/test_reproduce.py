@@ -1,7 +1,9 @@
 """A recorded training run again: the same comes of it, and what differs is said."""
 
 import json
+import os
 import shutil
+import signal
 import sys
 from pathlib import Path
 
@@ -13,16 +15,17 @@ from small import TOOLS, run_in_processes, run_tool, write_data
 
 from eiclip_mm.engine.fingerprints import weights_sha256
 from eiclip_mm.engine.record_file import RECORD, read_record
+from eiclip_mm.utils.digest import file_sha256
 
 sys.path.insert(0, f'{TOOLS}/misc')
 sys.path.insert(0, TOOLS)
 
 import _run_again as again
+import _run_state as state
 import reproduce
 from _runs import best_checkpoint
 
 CONFIG = Path(TOOLS).parent / 'configs/eiclip_fashiongen_mini.py'
-pytestmark = pytest.mark.usefixtures('quick_collection')
 
 
 @pytest.fixture(scope='module')
@@ -77,6 +80,26 @@ def change(work: Path, **changes) -> None:
     (work / RECORD).write_text(json.dumps(record))
 
 
+def cut(work: Path) -> None:
+    """Leave what a training has when it is killed in its second epoch."""
+    (work / 'epoch_2.pth').unlink()
+    best_checkpoint(work).unlink()
+    (work / 'last_checkpoint').write_text(str(work / 'epoch_1.pth'))
+
+
+@pytest.fixture
+def here(monkeypatch) -> list[tuple]:
+    """What reproduce.py starts is run in this process; its commands."""
+    commands = []
+
+    def run(_, *arguments, threads, log) -> None:
+        commands.append(arguments)
+        run_tool('train', *arguments)
+
+    monkeypatch.setattr(reproduce, 'run', run)
+    return commands
+
+
 def test_a_training_is_run_again_to_the_bit(trained, capsys):
     assert not status_of(trained)
     said = capsys.readouterr().out
@@ -107,9 +130,7 @@ def _scaled(work: Path) -> dict:
 
 
 def test_a_resumed_training_is_the_one_never_broken(trained, copied, capsys):
-    (copied / 'epoch_2.pth').unlink()
-    best_checkpoint(copied).unlink()
-    (copied / 'last_checkpoint').write_text(str(copied / 'epoch_1.pth'))
+    cut(copied)
     config = read_record(trained)[0]['config']['file']
     run_tool('train', trained / config, '--work-dir', copied, '--resume')
     starts = reproduce.training(copied)
@@ -122,6 +143,63 @@ def test_a_resumed_training_is_the_one_never_broken(trained, copied, capsys):
     assert 'Between start 1 and start 2: nothing differs' in capsys.readouterr().out
 
 
+@pytest.mark.parametrize('epochs', [1, 2])
+def test_a_reproduction_that_was_killed_goes_on(trained, copied, here, epochs, capsys):
+    """In its second epoch, or behind its last step."""
+    if epochs == 1:
+        cut(copied)
+    files = read_record(copied)[-1]['files']
+    change(copied, result=None, files={})
+    assert 'begun with other data' in status_of(trained, '--out', copied) and not here
+    change(copied, files=files)
+    assert not status_of(trained, '--out', copied)
+    said = capsys.readouterr().out
+    assert 'did not end and goes on' in said and 'Verdict: identical' in said
+    assert [start['began']['epoch'] for start in reproduce.training(copied)] == [0, epochs]
+    assert not status_of(trained, '--out', copied)
+    assert 'compared as it is' in capsys.readouterr().out and len(here) == 1
+
+
+def test_one_that_was_killed_before_its_record_begins(trained, here, tmp_path, capsys):
+    out = tmp_path / 'out'
+    (out / '20260101_000000').mkdir(parents=True)
+    for name in ('tools.log', '.lock', 'tiny.py', '.run_record.json.1.part'):
+        (out / name).touch()
+    assert not status_of(trained, '--out', out)
+    assert 'Verdict: identical' in capsys.readouterr().out and len(here) == 1
+
+
+@pytest.mark.parametrize('name', ['tiny.py', 'notes.txt'])
+def test_a_folder_of_something_else_is_left_alone(trained, here, tmp_path, name):
+    (tmp_path / name).touch()
+    assert 'kept no record' in status_of(trained, '--out', tmp_path)
+    if name != 'tiny.py':
+        (tmp_path / 'tools.log').touch()
+        assert 'kept no record' in status_of(trained, '--out', tmp_path)
+    assert not here
+
+
+def test_a_seed_that_was_drawn_is_no_other_setting(trained, copied, capsys):
+    (start,) = read_record(copied)
+    config = copied / start['config']['file']
+    cfg = Config.fromfile(config)
+    cfg.randomness.seed = None
+    cfg.dump(config)
+    change(copied, config=dict(start['config'], sha256=file_sha256(config)))
+    assert not status_of(copied, '--out', trained)
+    assert 'compared as it is' in capsys.readouterr().out
+    change(copied, seed=start['seed'] + 1)
+    assert 'another training' in status_of(copied, '--out', trained)
+    assert 'randomness.seed' in capsys.readouterr().out
+
+
+def test_what_is_said_when_it_is_interrupted(monkeypatch, capfd):
+    monkeypatch.setattr(reproduce, 'training', lambda _: signal.raise_signal(signal.SIGINT))
+    monkeypatch.setattr(os, '_exit', sys.exit)
+    assert status_of('work') == 130
+    assert capfd.readouterr().err == '\ninterrupted; the same command goes on from here\n'
+
+
 def test_several_processes_are_recorded_once_and_the_command_is_said(home):
     run_in_processes(
         2, 'train', 'tiny.py', '--work-dir', 'two', '--cfg-options', 'train_cfg.max_epochs=1'
@@ -129,7 +207,8 @@ def test_several_processes_are_recorded_once_and_the_command_is_said(home):
     (start,) = read_record('two')
     assert start['world_size'] == 2
     said = status_of('two')
-    assert f'dist_train.sh two/{start["config"]["file"]} 2 --work-dir two/reproduced' in said
+    command = f'dist_train.sh two/{start["config"]["file"]} 2 --work-dir two/reproduced'
+    assert f'{command} --resume auto --cfg-options' in said
 
 
 class TestWhatDiffers:
@@ -144,6 +223,34 @@ class TestWhatDiffers:
             vocab.write_bytes(before)
         assert f'| data | data/entities.json | {len(before)} bytes' in capsys.readouterr().out
         assert not status_of(copied, '--checks-only')
+
+    def test_times_alone_do_not_decide(self, copied, capsys):
+        file = Path('data/fashiongen_256_256_train.h5')
+        (start,) = read_record(copied)
+        (name,) = [name for name in start['files'] if name.endswith(file.name)]
+        photos = {split: dict(s, times='0') for split, s in start['photos'].items()}
+        files = start['files'] | {name: start['files'][name] | dict(modified=1)}
+        change(copied, photos=photos, files=files)
+        assert not status_of(copied, '--checks-only')
+        said = capsys.readouterr().out
+        assert f'| time | {name} |' in said and '| time | photos of train |' in said
+        assert '| data |' not in said
+
+    def test_content_decides(self):
+        whole = dict(size=2**31, sha256='a', rule='64 samples', modified=1)
+        photos = dict(count=1, missing=0, bytes=9, names_and_sizes='a', times='b')
+
+        def kinds(files, photos) -> list[str]:
+            rest = dict(code={}, environment={}, host={}, variables={})
+            before = dict(files=dict(a=whole), photos=dict(train=first), **rest)
+            rows = state.difference_of(before, dict(files=files, photos=photos, **rest))
+            return [kind for kind, *_ in rows]
+
+        first = photos
+        assert kinds(dict(a=dict(whole, modified=2)), dict(train=photos)) == ['time']
+        assert kinds(dict(a=dict(whole, sha256='b', modified=2)), {}) == ['data', 'data']
+        moved = dict(photos, names_and_sizes='c', times='c')
+        assert kinds(dict(a=whole, b=whole), dict(train=moved)) == ['data', 'data']
 
     def test_moved_data(self, copied):
         Path('data').rename('elsewhere')
@@ -210,6 +317,11 @@ class TestBadInput:
 
 def start(kind='train', began=0, ended=None, **rest) -> dict:
     return dict(kind=kind, began=dict(iter=began), result=ended and dict(iter=ended), **rest)
+
+
+def test_a_start_with_no_step_left_ends_one_that_was_killed():
+    killed, last = start(), start(began=8, ended=8)
+    assert again.of_training([killed, last, start(began=8, ended=8)]) == [killed, last]
 
 
 def test_the_latest_training_is_looked_at():

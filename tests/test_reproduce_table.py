@@ -291,7 +291,7 @@ def have_all(plan, seeds=(3,)):
     return runs, plan.carry_out(runs, jobs=1)
 
 
-def test_runs_train_and_borrow_checkpoints(plan, commands, quick_collection):
+def test_runs_train_and_borrow_checkpoints(plan, commands):
     clip, other = (f'clip_{MINI} seed 3', f'eiclip-other_{MINI} seed 3')
     (run, borrowed), failed = have_all(plan)
     assert not failed
@@ -397,6 +397,14 @@ def test_a_tool_that_fails_ends_with_its_last_words(modules, tmp_path, capsys):
     assert stopped.value.code.endswith(f'{log}:\n{log.read_text().strip()}')
     assert 'no photos' in log.read_text() and 'c.py' in log.read_text()
     assert '[1/1] x: epoch 1, loss 1.25, remaining 0:00:05\n' in capsys.readouterr().out
+
+
+def test_what_is_said_after_ctrl_c_is_the_tool_s(modules, monkeypatch, capfd):
+    monkeypatch.setattr(os, '_exit', sys.exit)
+    for given, said in (((), INTERRUPTED), (('do this',), '\ninterrupted; do this\n')):
+        with pytest.raises(SystemExit) as stopped, modules['_runs'].ends_at_once(*given):
+            signal.raise_signal(signal.SIGINT)
+        assert stopped.value.code == 130 and capfd.readouterr().err == said
 
 
 @pytest.mark.parametrize(('by', 'status'), [('SIGKILL', -signal.SIGKILL), ('SIGINT', 130)])

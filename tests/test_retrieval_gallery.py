@@ -14,8 +14,6 @@ from eiclip_mm.evaluation import Embeddings
 sys.path.append(str(Path(__file__).resolve().parents[1] / 'tools/visualization'))
 import retrieval_gallery as tool
 
-pytestmark = pytest.mark.usefixtures('quick_collection')
-
 BRANDS = ['Diesel', 'diesel', 'Silk', 'Diesel', EVIL, 'Silk', 'Silk', 'Diesel', '', 'Silk', '', '']
 MATERIALS = [
     ['cotton', 'silk'], ['silk'], ['wool'], ['cotton'], ['wool', 'silk'], ['wool'], [], ['silk'],

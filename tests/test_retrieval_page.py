@@ -23,8 +23,6 @@ from eiclip_mm.visualization.retrieval_page import histogram
 sys.path.append(str(Path(__file__).resolve().parents[1] / 'tools/visualization'))
 import compare_retrievals as tool
 
-pytestmark = pytest.mark.usefixtures('quick_collection')
-
 EVIL = '</title><script>alert("1")</script> & \'x\' onerror=a'
 BRAND = '<img src=x>&"B"'
 VOCAB = EntityVocab(

@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,6 @@ from eiclip_mm.engine.record_file import RECORD, put_start, read_record
 from eiclip_mm.utils import load_config
 
 HOOKS = ('StepSeedHook', 'PlainCheckpointHook', 'RunRecordHook')
-pytestmark = pytest.mark.usefixtures('quick_collection')
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -74,6 +74,16 @@ def test_the_kept_config_is_the_one_that_ran(finished):
     kept = Path(work, start['config']['file'])
     assert sha256(kept) == start['config']['sha256']
     assert load_config(kept).to_dict() == finished.cfg.to_dict()
+
+
+def test_two_starts_of_one_second_keep_a_config_each(catalogue, tmp_path, monkeypatch):
+    monkeypatch.setattr(time, 'strftime', lambda *_: '20260101_000000')
+    for epochs in (1, 2):
+        runs.make_runner(catalogue, tmp_path, hooks=HOOKS, epochs=epochs).train()
+    starts = read_record(tmp_path)
+    kept = [tmp_path / start['config']['file'] for start in starts]
+    assert [sha256(path) for path in kept] == [start['config']['sha256'] for start in starts]
+    assert [load_config(path).train_cfg.max_epochs for path in kept] == [1, 2]
 
 
 def test_the_environment_is_recorded_by_a_short_list(finished):

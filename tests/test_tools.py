@@ -221,14 +221,18 @@ def test_damaged_and_strange_checkpoints_are_not_tested(trained, tmp_path, monke
     assert (tmp_path / 'test_results.json').is_file()
 
 
+def several() -> dict[str, str]:
+    """torchrun as users have it, its processes such as ``run`` has."""
+    return FAST | dict(PYTHON=sys.executable, PYTHON_EXEC=shutil.which('python', path=FAST['PATH']))
+
+
 def test_two_processes_equal_one(mini, trained, tmp_path):
     _, one = trained
     config = write_config(EI, mini, tmp_path, batch_size=8)
     work = tmp_path / 'work'
     done = subprocess.run(
         ['bash', 'tools/dist_train.sh', config, '2', '--work-dir', str(work)],
-        cwd=ROOT, env=dict(ENV, PYTHON=sys.executable), capture_output=True, text=True,
-        timeout=300,
+        cwd=ROOT, env=several(), capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     single, double = losses(one), losses(work)
@@ -244,7 +248,7 @@ def test_two_machines_equal_one(mini, trained, tmp_path):
     with socket.socket() as free:
         free.bind(('127.0.0.1', 0))
         port = str(free.getsockname()[1])
-    env = dict(ENV, PYTHON=sys.executable, NNODES='2', MASTER_ADDR='127.0.0.1', PORT=port)
+    env = dict(several(), NNODES='2', MASTER_ADDR='127.0.0.1', PORT=port)
     machines = [
         subprocess.Popen(
             ['bash', 'tools/dist_train.sh', config, '1', '--work-dir', str(tmp_path / 'work')],

@@ -18,11 +18,13 @@ import shop
 import tiny
 import torch
 from confined import confined
+from mmengine import Config
 
 from eiclip_mm.apis import EICLIPInferencer, open_checkpoint, save_checkpoint
 from eiclip_mm.evaluation import Embeddings, Manifest
 from eiclip_mm.models.checkpoints import read_towers
 from eiclip_mm.utils import load_config
+from eiclip_mm.utils.checkpoint_file import read_checkpoint
 
 NUMPY = np.lib.format
 
@@ -194,6 +196,10 @@ STATES = {
     'names': ({'_extra_state': extra(json.dumps(VOCAB | dict(names=dict(a=5))))}, 'no vocabulary'),
     'counts': ({'_extra_state': extra(json.dumps(VOCAB | dict(counts={})))}, 'no vocabulary'),
     'no bytes': ({'_extra_state': torch.full((3,), 300)}, 'no vocabulary'),
+    'a number of zeros': ({'_extra_state': torch.tensor(10**7)}, 'int64 of shape ()'),
+    'columns': ({'_extra_state': extra('{}')[None]}, 'uint8 of shape (1, 2)'),
+    'vocabulary nowhere': ({'_extra_state': extra('{}').to('meta')}, 'must be a row of bytes'),
+    'sparse vocabulary': ({'_extra_state': extra('{}').to_sparse()}, 'must be a row of bytes'),
     'other vocabulary': ({'_extra_state': extra(json.dumps(VOCAB))}, 'the checkpoint was trained'),
     'number as a name': ({5: torch.ones(1)}, '5 is no dense tensor'),
     'text': (dict(x='y'), "'x' is no dense tensor"),
@@ -225,16 +231,30 @@ class Evil:
         return os.mkdir, ('ran',)
 
 
-@pytest.mark.parametrize('read', [open_checkpoint, read_towers])
-@pytest.mark.parametrize('kind', ['pickle', 'bomb', 'flipped', 'cut', 'header', 'empty', 'module'])
+KINDS = {
+    'pickle': 'it names', 'bomb': 'tensors would take', 'packed': 'are compressed',
+    'flipped': 'differs from its checksum', 'cut': 'is damaged', 'header': '', 'empty': '',
+    'module': 'compressed',
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('read', [open_checkpoint, read_towers, read_checkpoint])
+@pytest.mark.parametrize('kind', KINDS)
 def test_files_of_weights(whole, tmp_path, monkeypatch, read, kind):
     monkeypatch.chdir(tmp_path)
     path = written(whole[0], tmp_path / 'odd.pth')
     if kind == 'pickle':
         torch.save(dict(state_dict=dict(a=Evil())), path)
-    elif kind == 'bomb':
-        with zipfile.ZipFile(path, 'w', zipfile.ZIP_DEFLATED) as file:
-            file.writestr('archive/data.pkl', bytes(2**26))
+    elif kind in ('bomb', 'packed'):  # whole ones, one of 40 MB in 40 kB
+        many = 10**7 if kind == 'bomb' else 10
+        torch.save(dict(whole[0], more=torch.zeros(many)), tmp_path / 'large.pth')
+        with (
+            zipfile.ZipFile(tmp_path / 'large.pth') as file,
+            zipfile.ZipFile(path, 'w', zipfile.ZIP_DEFLATED) as packed,
+        ):
+            for record in file.namelist():
+                packed.writestr(record, file.read(record))
+        assert len(torch.load(path, weights_only=True)['more']) == many
     elif kind == 'flipped':
         data = bytearray(path.read_bytes())
         data[len(data) // 2] ^= 1
@@ -246,8 +266,22 @@ def test_files_of_weights(whole, tmp_path, monkeypatch, read, kind):
         head = (2**62).to_bytes(8, 'little') + b'{'
         cut = (tmp_path / 'odd.pth').read_bytes()[:1000]
         path.write_bytes(dict(cut=cut, header=head, empty=b'')[kind])
-    assert 'cannot be read safely' in refused(read, path)
+    message = refused(read, path)
+    assert read is read_checkpoint or 'cannot be read safely' in message
+    assert KINDS[kind] in message
     assert not Path('ran').exists()
+
+
+@pytest.mark.parametrize('read', [open_checkpoint, read_towers, read_checkpoint])
+def test_lists_of_one_list_do_not_hang_who_reads_them(whole, tmp_path, read):
+    many = ['a']
+    for _ in range(40):
+        many = [many, many]
+    path = tmp_path / 'odd.pth'
+    torch.save(dict(whole[0], meta=dict(whole[0]['meta'], many=many)), path)
+    kind, message = confined(read, path, seconds=20)
+    assert kind in ('ValueError', 'CheckpointError')
+    assert 'lists, texts and tensors would take 3,298,' in message
 
 
 def test_safetensors_hold_a_whole_checkpoint(whole, tmp_path):
@@ -262,16 +296,36 @@ def test_safetensors_hold_a_whole_checkpoint(whole, tmp_path):
     assert read_towers(again.path).keys() == read_towers(path).keys()
 
 
-def test_a_config_in_yaml_runs_nothing(tmp_path):
-    path = tmp_path / 'config.yaml'
-    path.write_text(f'a: !!python/object/apply:os.mkdir ["{tmp_path}/ran"]')
-    assert 'plain YAML' in refused(load_config, path)
+def not_plain_yaml(path: Path) -> bool:
+    message = refused(load_config, path)
     with warnings.catch_warnings():
         warnings.simplefilter('ignore', ResourceWarning)  # mmengine leaves its own copy open
         gc.collect()
+    return 'plain YAML' in message
+
+
+def test_a_config_in_yaml_runs_nothing(tmp_path):
+    path = tmp_path / 'config.yaml'
+    path.write_text(f'a: !!python/object/apply:os.mkdir ["{tmp_path}/ran"]')
+    assert not_plain_yaml(path)
     assert not (tmp_path / 'ran').exists()
     path.write_text('a: [1, {b: 2}]')
     assert load_config(path).a[1].b == 2
+
+
+def test_of_python_a_config_in_yaml_holds_tuples_alone(tmp_path):
+    path = tmp_path / 'config.yaml'
+    Config(dict(scale=(3, (4, [5])), empty=())).dump(path)
+    assert 'python/tuple' in path.read_text()
+    loaded = load_config(path)
+    assert loaded.to_dict() == dict(scale=(3, (4, [5])), empty=())
+    assert type(loaded.scale) is type(loaded.scale[1]) is tuple
+    for tag in ('python/name:os.mkdir', 'python/object/new:tuple', 'python/list', 'python/tuple:x'):
+        path.write_text(f'a: !!{tag} [[1]]')
+        assert not_plain_yaml(path)
+    for text in ('a: !!python/tuple {b: 1}', 'a: &a !!python/tuple [*a]', 'a: !!python/tuple 1'):
+        path.write_text(text)
+        assert not_plain_yaml(path)
 
 
 # Dumps and manifests.
@@ -376,9 +430,16 @@ def test_pipes_and_devices_are_no_dumps(tmp_path):
     os.mkfifo(tmp_path / 'a.npz')
     (tmp_path / 'folder').mkdir()
     os.mkfifo(tmp_path / 'folder/image.npy')
-    for path in (tmp_path / 'a.npz', tmp_path / 'folder', Path('/dev/zero')):
-        assert 'no' in confined(Embeddings.load, path, seconds=20)[1]
-    assert confined(Manifest.load, tmp_path / 'a.npz', seconds=20)[0] == 'FileNotFoundError'
+    neither = 'it is neither a file nor a folder'
+    for path, what in (
+        (tmp_path / 'a.npz', neither),
+        (tmp_path / 'folder', 'image.npy is no file'),
+        (Path('/dev/zero'), neither),
+    ):
+        says = f'{path} does not hold embeddings: {what}'
+        assert confined(Embeddings.load, path, seconds=20) == ('ValueError', says)
+        kind, message = confined(Manifest.load, path, seconds=20)
+        assert kind == 'FileNotFoundError' and f'manifest {path} does not exist' in message
 
 
 @pytest.mark.parametrize(

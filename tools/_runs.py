@@ -22,6 +22,7 @@ CORES = int(_ASKED) if _ASKED.isdecimal() and int(_ASKED) else usable_cores()  #
 MINI = Path('data/mini_fashiongen')
 LOG = 'tools.log'
 SHOWN = re.compile(r'Epoch\(train\) +\[(\d+)\].*eta: ([\d:]+).* loss: ([\d.]+)')
+GOES_ON = 'the same command, without --fresh, goes on from here'
 # The tools' imports take as long as an epoch. A server imports once and forks for each tool, which
 # CUDA does not survive.
 PROCESSES = multiprocessing.get_context('spawn' if torch.cuda.is_available() else 'forkserver')
@@ -32,12 +33,15 @@ ASKING = threading.Lock()  # starting one asks how all are; of two who ask, one 
 
 
 @contextmanager
-def ends_at_once() -> Iterator[None]:
-    """Ctrl-C ends this process whatever its threads wait for, and its tools end with it."""
+def ends_at_once(then: str = GOES_ON) -> Iterator[None]:
+    """Ctrl-C ends this process whatever its threads wait for, and its tools end with it.
+
+    Args:
+        then: what to do after that, for the message.
+    """
 
     def end(*_) -> None:
-        said = b'\ninterrupted; the same command, without --fresh, goes on from here\n'
-        os.write(2, said)  # print may be at work
+        os.write(2, f'\ninterrupted; {then}\n'.encode())  # print may be at work
         os._exit(130)
 
     before = signal.signal(signal.SIGINT, end)

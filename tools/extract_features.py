@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     cfg = read_config(args)
     path = checkpoint_path(cfg, args.checkpoint)
     cfg.test_dataloader = loader_of(cfg, args.split)
-    cfg.test_evaluator = dict(type='RetrievalMetric')  # collects; nothing is scored
+    cfg.test_evaluator = dict(type='RetrievalMetric', ks=(1,))  # collects; nothing is scored
     start_processes(cfg)
     runner = Runner.from_cfg(cfg)
     model = load_checkpoint(runner, cfg.filename, path)

@@ -66,24 +66,32 @@ def main(argv: Sequence[str] | None = None) -> None:
     except OSError as error:
         raise SystemExit(error.strerror) from error
     with ExitStack() as stack:
-        if os.environ.get('RANK', os.environ.get('SLURM_PROCID', '0')) == '0':
+        if is_first():
             stack.enter_context(alone_in(Path(cfg.work_dir), 'training'))
         train(cfg)
+
+
+def is_first() -> bool:
+    """Whether no other process of this training is before this one."""
+    return os.environ.get('RANK', os.environ.get('SLURM_PROCID', '0')) == '0'
 
 
 def train(cfg: Config) -> None:
     """Run it; what a user can mend ends it in a sentence.
 
     Raises:
-        SystemExit: a checkpoint, the disk or the numbers are not fit to go on.
+        SystemExit: a checkpoint, the disk or the numbers are not fit to go on. One of several
+            processes raises what it met, which torchrun shows last.
     """
     start_processes(cfg)
     runner = build_runner(cfg)
     try:
         runner.train()
-    except (CheckpointError, FloatingPointError) as error:
-        raise SystemExit(str(error)) from error
-    except CheckpointNotWritten as error:
+    except (CheckpointError, CheckpointNotWritten, FloatingPointError) as error:
+        if cfg.launcher != 'none':
+            raise
+        if not isinstance(error, OSError):
+            raise SystemExit(str(error)) from error
         raise SystemExit(f'{error.strerror}, then go on with --resume auto.') from error
 
 
@@ -96,7 +104,7 @@ def to_resume(given: str, work_dir: str) -> str | None:
     if given != 'auto':
         return given if '://' in given else checked(Path(given))
     path, passed_over = last_good(work_dir)
-    if os.environ.get('RANK', '0') == '0':
+    if is_first():
         for reason in passed_over:
             print(f'passed over: {reason}', flush=True)
     if path is None and passed_over:

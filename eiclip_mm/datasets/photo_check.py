@@ -2,11 +2,12 @@
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import PIL
 from mmengine.dist import is_main_process
@@ -17,6 +18,7 @@ from eiclip_mm.utils.untrusted import read_json
 from eiclip_mm.utils.whole_file import write_whole_text
 
 from .bad_rows import BadRows
+from .packed import PackedPhotos
 from .pixels import FORMATS, MAX_ASPECT, MAX_PIXELS, decoded
 
 PLACE = Path('work_dirs/photo_check')
@@ -30,8 +32,7 @@ def with_sound_photos(records: list[dict], transforms: Iterable, bad: BadRows) -
         transforms: those that load the photos; what they have packed needs no file.
         bad: where photos are left out.
     """
-    loaders = [t for own in transforms for t in (own, *getattr(own, 'transforms', ()))]
-    packs = [t.packed for t in loaders if getattr(t, 'packed', None) is not None]
+    packs = packs_of(transforms)
     images = [image for record in records for image in record['images'] if 'img_path' in image]
     whys = unreadable(
         image['img_path'] for image in images if all(pack.get(image) is None for pack in packs)
@@ -47,11 +48,35 @@ def with_sound_photos(records: list[dict], transforms: Iterable, bad: BadRows) -
     return kept
 
 
+def packs_of(transforms: Iterable) -> list[PackedPhotos]:
+    """The packs that transforms, and those within them, read from."""
+    loaders = [t for own in transforms for t in (own, *getattr(own, 'transforms', ()))]
+    return [t.packed for t in loaders if getattr(t, 'packed', None) is not None]
+
+
+def loading_steps(pipeline: Iterable) -> list:
+    """Of a config's pipeline, what :func:`with_sound_photos` needs: the steps that name packs.
+
+    >>> loading_steps([dict(type='LoadProductImage', packed='p'), dict(type='PackProduct')])
+    [{'type': 'LoadProductImage', 'packed': 'p'}]
+    """
+    return [step for step in pipeline if _names_packs(step)]
+
+
+def _names_packs(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return value.get('packed') is not None or any(map(_names_packs, value.values()))
+    if isinstance(value, list | tuple):
+        return any(map(_names_packs, value))
+    return bool(packs_of([value]))  # a transform that is built already
+
+
 def unreadable(paths: Iterable[str]) -> dict[str, str]:
     """Of the photos that cannot be decoded, why.
 
-    The result is kept in :data:`PLACE` under a digest of all paths, sizes and times, so that the
-    folds and splits of a run, its ranks after a first one and later runs decode nothing.
+    The result is kept in :data:`PLACE` under a digest of all paths, sizes and times, so that later
+    data sets of the same photos, as folds, splits and later runs, decode nothing. Processes that
+    build one at the same time, as the ranks of a first run, each decode all.
     """
     paths = sorted(set(paths))
     if not paths:

@@ -10,6 +10,7 @@ from mmengine.fileio import LocalBackend, register_backend
 
 from eiclip_mm.utils.checkpoint_file import (
     CheckpointError,
+    CheckpointNotWritten,
     check_whole,
     free_space,
     not_plain,
@@ -70,11 +71,15 @@ def remove_parts(checkpoint: str) -> None:
         remove_leftovers(part.with_name(part.name[1:].rsplit('.', 2)[0]))
 
 
-def check_writable(folder: str | Path) -> None:
+def check_writable(folder: str | Path, what: str = 'work dir', option: str = '--work-dir') -> None:
     """Make the folder and try a file in it.
 
+    Args:
+        folder: for checkpoints.
+        what: it is, and ``option``, with which the user names it, for the message.
+
     Raises:
-        OSError: says what is wrong and how much is free.
+        CheckpointNotWritten: says what is wrong and how much is free.
     """
     folder = Path(folder)
     try:
@@ -84,10 +89,10 @@ def check_writable(folder: str | Path) -> None:
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
-        raise OSError(
+        raise CheckpointNotWritten(
             error.errno,
-            f'work dir {folder} cannot be written: {error.strerror}; {free_space(folder)}. '
-            'Make room or mend it, or give another one with --work-dir',
+            f'{what} {folder} cannot be written: {error.strerror}; {free_space(folder)}. '
+            f'Make room or mend it, or give another one with {option}',
         ) from error
 
 
@@ -116,18 +121,24 @@ def last_good(work_dir: str | Path) -> tuple[Path | None, list[str]]:
 
 
 def _candidates(work_dir: Path) -> set[Path]:
-    """What mmengine's names say are checkpoints of training, and the one it names as the last."""
-    folders = {work_dir}
+    """What mmengine's names say are checkpoints of training, and the one it names as the last.
+
+    Another folder, ``default_hooks.checkpoint.out_dir``, counts where the work dir holds none: a
+    copied work dir still names the folder it was copied from.
+    """
     named = work_dir / 'last_checkpoint'
     last = named.read_text(encoding='utf-8', errors='replace').strip() if named.is_file() else ''
     path = Path(last)
-    if last and path.is_file():
-        folders.add(path.parent)  # default_hooks.checkpoint.out_dir
-    found = {p for f in folders for name in ('epoch', 'iter') for p in f.glob(f'{name}_*.pth')}
-    known = {p.resolve() for p in found}
-    if last and path.resolve() not in known and not (found and not path.is_file()):
-        found.add(path)
+    found = _numbered(work_dir)
+    if last and not found:
+        return {path, *_numbered(path.parent)} if path.is_file() else {path}
+    if last and path.is_file() and path.parent.resolve() == work_dir.resolve():
+        found.add(work_dir / path.name)  # whatever its name
     return found
+
+
+def _numbered(folder: Path) -> set[Path]:
+    return {path for name in ('epoch', 'iter') for path in folder.glob(f'{name}_*.pth')}
 
 
 def _position(path: Path) -> tuple[str, int]:

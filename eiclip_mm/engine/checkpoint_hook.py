@@ -58,12 +58,13 @@ class SafeCheckpointHook(CheckpointHook):
         """See the class.
 
         Raises:
-            OSError: the folder cannot be written.
+            CheckpointNotWritten: the folder cannot be written.
         """
         super().before_train(runner)
         outdated = list(runner.message_hub.get_info(OUTDATED, []))
         if is_main_process() and isinstance(self.file_backend, WholeFileBackend):
-            check_writable(self.out_dir)
+            setting = 'default_hooks.checkpoint.out_dir'
+            check_writable(self.out_dir, setting, setting)
         self.file_backend = LateRemoval(self.file_backend, str(self.out_dir), [])
         if runner.train_loop.iter == 0:
             runner.message_hub.update_info(VALIDATED, 0)

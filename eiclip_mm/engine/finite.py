@@ -56,8 +56,9 @@ class NonFiniteHook(Hook):
     """Look at losses and gradients before each step of the optimiser; stop, or leave it out.
 
     Gradients are looked at as the step would take them: unscaled, clipped, of all batches that
-    accumulated. All processes take one decision. A step left out changes nothing: no weight, no
-    momentum, no decay. The search of float16 for its loss scale, which overflows on purpose, goes
+    accumulated. All processes take one decision. A step left out changes no weight, no momentum
+    and no decay; what a forward changes, such as running statistics of batch norm, has seen the
+    batch. The search of float16 for its loss scale, which overflows on purpose, goes
     on undisturbed while the loss itself is finite.
 
     Each event is a line of ``nonfinite.jsonl`` in the work dir (``nonfinite.rank1.jsonl`` and so
@@ -98,11 +99,14 @@ class NonFiniteHook(Hook):
         self._seen: list[Seen] = []
         self._skipped = self._overflowed = 0  # steps in a row
 
-    def before_train(self, runner: Runner) -> None:
-        """Watch the model's losses and the optimiser's steps."""
+    def before_run(self, runner: Runner) -> None:
+        """Know where to write, before a resumed run makes up for a validation."""
         self._runner = runner
         rank = f'.rank{get_rank()}' if get_rank() else ''
         self._file = Path(runner.work_dir) / f'nonfinite{rank}.jsonl'
+
+    def before_train(self, runner: Runner) -> None:
+        """Watch the model's losses and the optimiser's steps."""
         unwrapped(runner.model).register_forward_hook(self._after_forward, with_kwargs=True)
         runner.optim_wrapper.optimizer.register_step_pre_hook(self._before_step)
 
@@ -124,9 +128,13 @@ class NonFiniteHook(Hook):
                 self._seen[-1].terms = dict(model.parse_losses(output)[1])
 
     def _before_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        # a fused one is given scaled gradients, with what the loss scaler found in them
+        overflow = getattr(optimizer, 'found_inf', None)
+        if overflow is not None and overflow.item():
+            return  # it leaves the step out by itself
         trained = [p for g in optimizer.param_groups for p in g['params'] if p.grad is not None]
         self._overflowed = 0
-        if self._finite([p.grad for p in trained]):
+        if self._finite([p.grad for p in trained] if overflow is None else []):
             self._skipped = 0
         else:
             self._refuse(trained)
@@ -202,13 +210,16 @@ class NonFiniteHook(Hook):
             parameter.grad = None  # the optimiser then passes it by
 
     def _advice(self) -> str:
+        hooks = self._runner.cfg.get('custom_hooks') or ()
+        types = [hook['type'] if isinstance(hook, dict) else '' for hook in hooks]
+        ours = [i for i, type_ in enumerate(types) if str(type_).endswith('NonFiniteHook')]
+        skip = f'--cfg-options custom_hooks.{ours[0]}.action=skip' if ours else "action='skip'"
         return (
             f'What was seen is in {self._file}. Look at its products (python '
             'tools/misc/verify_dataset.py CONFIG), set optim_wrapper.clip_grad, take bfloat16 '
-            "instead of float16, or leave single steps out: dict(type='NonFiniteHook', "
-            "action='skip') in custom_hooks; --resume auto then goes on from the last checkpoint. "
-            'A lower learning rate takes a new start in another --work-dir, since a resumed run '
-            'keeps that of its checkpoint.'
+            f'instead of float16, or leave single steps out ({skip}); --resume auto then goes on '
+            'from the last checkpoint. A lower learning rate takes a new start in another '
+            '--work-dir, since a resumed run keeps that of its checkpoint.'
         )
 
     def _write(self, kind: str, batches: list[dict], **more: Any) -> None:
@@ -223,16 +234,18 @@ class NonFiniteHook(Hook):
         Raises:
             FloatingPointError: names the tensors.
         """
-        parameters = {name for name, _ in unwrapped(runner.model).named_parameters()}
+        names = (name for name, _ in unwrapped(runner.model).named_parameters())
+        parameters = {name.replace('_fsdp_wrapped_module.', '') for name in names}
         parts = {k: checkpoint.get(k) for k in ('state_dict', 'ema_state_dict', 'optimizer')}
         wrong = [
             name
             for name, tensor in floats(parts)
             if tensor.isnan().any()
             # a buffer, such as a mask, may mean its infinities
-            or (tensor.isinf().any() and name.split('/')[-1] in parameters)
+            or (tensor.isinf().any() and name.split('/')[-1].removeprefix('module.') in parameters)
         ]
         if wrong:
+            self._write('checkpoint', [], iter=runner.iter, tensors=wrong[:LISTED])
             raise FloatingPointError(
                 f'{len(wrong)} tensors of the checkpoint after iteration {runner.iter} are not '
                 f'finite, first {wrong[:LISTED]}; it is not written. {self._advice()}'

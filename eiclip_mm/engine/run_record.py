@@ -22,6 +22,7 @@ import sys
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -160,7 +161,10 @@ def _kept_config(runner: Runner) -> dict[str, str]:
     """Keep the config that the Runner dumped: the next start dumps its own over it."""
     work_dir = Path(runner.work_dir)
     name = Path(runner.cfg.filename or f'{runner.timestamp}.py').name
-    kept = Path(runner.log_dir) / name
+    folder = Path(runner.log_dir)
+    free = (folder / str(i) if i else folder for i in count())  # two starts of one second share it
+    kept = next(place / name for place in free if not (place / name).exists())
+    kept.parent.mkdir(exist_ok=True)
     with whole_file(kept) as file:
         file.write((work_dir / name).read_bytes())
     return dict(file=kept.relative_to(work_dir).as_posix(), sha256=file_sha256(kept))

@@ -2,7 +2,6 @@
 
 import json
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from zipfile import ZipFile, is_zipfile
@@ -11,7 +10,12 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from eiclip_mm.utils.checkpoint_file import check_whole, why_not_plain
+from eiclip_mm.utils.checkpoint_file import (
+    check_content,
+    check_records,
+    check_whole,
+    why_not_plain,
+)
 
 TOWERS_PREFIX = 'towers.clip.'
 
@@ -48,39 +52,27 @@ def read_weights(path: Path) -> Any:
     read with ``weights_only=True``.
 
     Raises:
-        ValueError: one that is damaged, needs more than data, or says that it holds more numbers
-            than it has bytes for.
+        ValueError: one that is damaged, needs more than data, or says that it holds more than it
+            has bytes for.
     """
     try:
+        size = path.stat().st_size
         if path.suffix == '.safetensors':
             with safe_open(path, 'pt') as file:
                 state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
                 meta = json.loads((file.metadata() or {}).get('meta', '{}'))
-            return dict(state_dict=state, meta=meta)
-        size = path.stat().st_size
-        if is_zipfile(path):  # torch writes them without compression
-            with ZipFile(path) as file:
-                _check_size(sum(entry.file_size for entry in file.infolist()), size)
-        check_whole(path)
-        loaded = torch.load(path, map_location='cpu', weights_only=True)
-        _check_size(_claimed(loaded), size)
+            loaded = dict(state_dict=state, meta=meta)
+        else:
+            if is_zipfile(path):
+                with ZipFile(path) as archive:
+                    check_records(archive, size)
+            check_whole(path)
+            loaded = torch.load(path, map_location='cpu', weights_only=True)
+        check_content(loaded, size)
     except Exception as error:  # pickle's own errors have no common class
         what = why_not_plain(error)
         raise ValueError(f'{path} cannot be read safely as a checkpoint: {what}') from error
     return loaded
-
-
-def _check_size(claimed: int, size: int) -> None:
-    if claimed > 2 * size + 2**20:  # twice: what is tied is counted twice
-        raise ValueError(f'a file of {size:,} bytes, whose tensors would take {claimed:,}')
-
-
-def _claimed(value: Any) -> int:
-    """Bytes that all tensors would take if each had its own."""
-    if isinstance(value, Tensor):
-        return value.numel() * value.element_size()
-    inner = value.values() if isinstance(value, Mapping) else value
-    return sum(map(_claimed, inner)) if isinstance(value, (Mapping, list, tuple)) else 0
 
 
 def state_of(loaded: Any) -> dict[str, Tensor]:

@@ -114,7 +114,15 @@ class OpenCLIP(BaseModel):
 
 
 def vocab_of_state(state: Tensor) -> EntityVocab:
-    """The vocabulary in a checkpoint's ``state_dict['_extra_state']``."""
+    """The vocabulary in a checkpoint's ``state_dict['_extra_state']``.
+
+    Raises:
+        ValueError: it is none.
+    """
+    plain = isinstance(state, Tensor) and state.layout is torch.strided and not state.is_meta
+    if not (plain and state.ndim == 1 and state.dtype == torch.uint8):
+        found = f'{state.dtype} of shape {tuple(state.shape)}' if plain else type(state).__name__
+        raise ValueError(f'_extra_state must be a row of bytes, torch.uint8, got {found}')
     return EntityVocab.from_dict(json.loads(bytes(state.cpu().tolist())), 'the checkpoint')
 
 

@@ -16,14 +16,28 @@ class NotPlain(ValueError):
     """YAML that names Python objects, or none at all."""
 
 
+class _DataAndTuples(yaml.SafeLoader):
+    """YAML's own types, and tuples."""
+
+
+def _tuple(loader: yaml.SafeLoader, node: Any) -> tuple:
+    return tuple(loader.construct_sequence(node, deep=True))
+
+
+_DataAndTuples.add_constructor('tag:yaml.org,2002:python/tuple', _tuple)
+
+
 @register_handler(['yaml', 'yml'])
 class PlainYaml(YamlHandler):
-    """YAML that is data: mmengine's own builds whatever Python object a file names."""
+    """YAML that is data: mmengine's own builds whatever Python object a file names.
+
+    Tuples, which its dumps of configs name as Python's, are data as well.
+    """
 
     def load_from_fileobj(self, file: Any, **kwargs: Any) -> Any:
         """See ``mmengine.fileio``."""
         try:
-            return yaml.load(file, Loader=yaml.SafeLoader)
+            return yaml.load(file, Loader=_DataAndTuples)  # nosec B506: a SafeLoader
         except yaml.YAMLError as error:
             raise NotPlain(' '.join(str(error).split())) from error
 

@@ -41,7 +41,7 @@ def whole_folder(path: str | Path) -> Iterator[Path]:
     of ``NAME``.
 
     Raises:
-        FileExistsError: something stands there, other than an empty folder.
+        FileExistsError: something stands there, other than an empty folder that can be replaced.
         OSError: it cannot be written; nothing stands under its name.
     """
     path = Path(os.path.realpath(path))
@@ -70,8 +70,12 @@ def check_empty(path: Path) -> None:
     """Refuse a place where something stands.
 
     Raises:
-        FileExistsError: it is not an empty folder, and not free.
+        FileExistsError: it is not an empty folder, and not free; or the folder is a disk's.
     """
+    if os.path.ismount(os.path.realpath(path)):
+        raise FileExistsError(
+            f'{path} is where a disk is mounted, which cannot be replaced; give a folder inside it.'
+        )
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise FileExistsError(f'{path} is there and not empty; remove it, or give another place.')
 

@@ -2,7 +2,8 @@
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -58,7 +59,10 @@ class Comparison:
 
 
 def of_training(starts: Sequence[dict]) -> list[dict]:
-    """Those of the latest training: from its beginning on, without starts that found it ended."""
+    """Those of the latest training: from its beginning on, without starts that found it ended.
+
+    One with no step left belongs to it where the start before was killed behind the last step.
+    """
     trained = []
     for start in starts:
         if start['kind'] != 'train':
@@ -66,7 +70,8 @@ def of_training(starts: Sequence[dict]) -> list[dict]:
         began, ended = start['began']['iter'], (start.get('result') or {}).get('iter')
         if began == 0:
             trained = []
-        if began == 0 or began != ended:
+        killed = bool(trained) and trained[-1].get('result') is None
+        if began == 0 or began != ended or killed:
             trained.append(start)
     return trained
 
@@ -74,9 +79,10 @@ def of_training(starts: Sequence[dict]) -> list[dict]:
 def compare(a_dir: Path, a: Sequence[dict], b_dir: Path, b: Sequence[dict]) -> Comparison:
     """Two trainings, by their work dirs and starts."""
     results = [starts[-1]['result'] for starts in (a, b)]
+    metrics = [_metrics(r, *run) for r, run in zip(results, ((a_dir, a), (b_dir, b)), strict=True)]
     saved = [{str(c.get('role')): c for c in result['checkpoints']} for result in results]
     return Comparison(
-        _paired(*(_metrics(result) for result in results)),
+        _paired(*metrics),
         _paired(_losses(a_dir, a), _losses(b_dir, b)),
         [
             _weights(role, a_dir, saved[0].get(role), b_dir, saved[1].get(role))
@@ -103,24 +109,29 @@ def report(found: Comparison, tolerance: float) -> bool:
     return found.identical or found.largest <= tolerance
 
 
-def _metrics(result: Mapping) -> dict:
+def _metrics(result: Mapping, work_dir: Path, starts: Sequence[dict]) -> dict:
     best = {f'best: {name}': value for name, value in result.get('best', {}).items()}
-    return {k: v for k, v in (result['metrics'] | best).items() if isinstance(v, int | float)}
+    metrics = result['metrics']
+    if not metrics:  # the last start had no step left, and nothing to validate
+        validations = [row for row in _logged(work_dir, starts) if 'loss' not in row]
+        last = validations[-1] if validations else {}
+        metrics = {k: v for k, v in last.items() if k not in ('step', 'time', 'data_time')}
+    return {k: v for k, v in (metrics | best).items() if isinstance(v, int | float)}
 
 
 def _losses(work_dir: Path, starts: Sequence[dict]) -> dict[int, float]:
     """The loss logged last in each epoch; where steps were trained twice, the later one."""
-    found = {}
+    rows = (row for row in _logged(work_dir, starts) if 'loss' in row)
+    return {row.get('epoch', row.get('step')): row['loss'] for row in rows}
+
+
+def _logged(work_dir: Path, starts: Sequence[dict]) -> Iterator[dict]:
+    """What was logged of steps and validations, in order."""
     for start in starts:
         log = work_dir / Path(start['folder']).name / 'vis_data' / 'scalars.json'
         for line in log.read_text(encoding='utf-8').splitlines() if log.is_file() else ():
-            try:
-                row = json.loads(line)
-            except ValueError:  # the line at which it was killed
-                continue
-            if 'loss' in row:
-                found[row.get('epoch', row.get('step'))] = row['loss']
-    return found
+            with suppress(ValueError):  # the line at which it was killed
+                yield json.loads(line)
 
 
 def _weights(role: str, a_dir: Path, a: dict | None, b_dir: Path, b: dict | None) -> tuple:

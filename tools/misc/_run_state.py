@@ -6,10 +6,12 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
+from eiclip_mm.datasets.photo_check import loading_steps
 from eiclip_mm.engine.run_record import state_of
 from eiclip_mm.registry import DATASETS
 
 NOT_SETTINGS = ('resume', 'load_from', 'work_dir', 'launcher')  # how it is run, not what
+TIMES = ('times', 'modified')  # of photos and files: copying changes them
 KINDS = dict(environment='package', host='machine', variables='machine')
 
 
@@ -24,9 +26,11 @@ def state_now(cfg: Config) -> dict:
     for split in ('train', 'val'):
         if not cfg.get(f'{split}_dataloader'):
             continue
-        settings = dict(cfg[f'{split}_dataloader'].dataset, pipeline=[])
-        if 'tokenizer' in settings:  # it takes long, and the photos are the same without
-            settings['tokenizer'] = None
+        settings = dict(cfg[f'{split}_dataloader'].dataset)
+        # encoding takes long; which photos are left out depends on where they are packed
+        steps = loading_steps(settings.get('pipeline') or ())
+        spared = dict(tokenizer=None, batched=False, pipeline=steps)
+        settings |= {name: value for name, value in spared.items() if name in settings}
         try:
             datasets[split] = DATASETS.build(settings)
         except (OSError, ValueError, KeyError) as error:
@@ -38,10 +42,13 @@ def state_now(cfg: Config) -> dict:
 
 
 def difference_of(before: Mapping, after: Mapping) -> list[tuple[str, str, str, str]]:
-    """What differs between two starts, as kind, what, before, after; kind ``data`` decides."""
-    rows = [('data', *row) for row in _differing(before['files'], after['files'], _file)]
-    for split, old, new in _differing(before['photos'], after['photos'], _photos):
-        rows.append(('data', f'photos of {split}', old, new))
+    """What differs between two starts, as kind, what, before, after; kind ``data`` decides.
+
+    Kind ``time`` is of data whose names, sizes and hashes are equal, as after copying.
+    """
+    rows = _data(before['files'], after['files'], _file)
+    for kind, split, old, new in _data(before['photos'], after['photos'], _photos):
+        rows.append((kind, f'photos of {split}', old, new))
     if before['code'].get('sha256') != after['code'].get('sha256'):
         rows.append(('code', 'eiclip_mm', _code(before['code']), _code(after['code'])))
     for part, kind in KINDS.items():
@@ -67,6 +74,17 @@ def _differing(before: Mapping, after: Mapping, show: Any) -> list[tuple[str, st
         old, new = before.get(name, missing), after.get(name, missing)
         if old != new:
             rows.append((name, *('not there' if v is missing else show(v) for v in (old, new))))
+    return rows
+
+
+def _data(before: Mapping, after: Mapping, show: Any) -> list[tuple[str, str, str, str]]:
+    rows = []
+    for name, old, new in _differing(before, after, show):
+        states = [
+            {k: v for k, v in part[name].items() if k not in TIMES} if name in part else None
+            for part in (before, after)
+        ]
+        rows.append(('time' if states[0] == states[1] else 'data', name, old, new))
     return rows
 
 

@@ -2,7 +2,8 @@
 
 Reads the record that RunRecordHook left in WORK_DIR, says what differs now (data, code, packages,
 machine), trains again with the same config, seed and number of threads, and sets metrics, losses
-and weights side by side. Run it in the folder in which the training was started.
+and weights side by side. Run it in the folder in which the training was started. Broken off, the
+same command goes on where it was.
 
 The record is only read. The config that is kept beside its logs is run, and a config is code: read
 that of a work dir you did not make. Exit status 0: the same came of it, or, with --checks-only, the
@@ -10,9 +11,10 @@ data are the same.
 """
 
 import argparse
+import re
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -22,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from _run_again import compare, of_training, report
 from _run_state import difference_of, settings_of, state_now
-from _runs import CORES, ends_at_once, run
+from _runs import CORES, LOG, ends_at_once, run
 
 import eiclip_mm  # noqa: F401  (checks the installation)
 from eiclip_mm.engine.record_file import read_record
@@ -48,7 +50,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-@ends_at_once()
+@ends_at_once('the same command goes on from here')
 def main(argv: Sequence[str] | None = None) -> None:
     """Check, train, compare."""
     args = parse_args(argv)
@@ -57,7 +59,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     configs = [load_config(path) for path in paths]
     if not configs[-1].get('train_dataloader'):
         raise SystemExit(f'{paths[-1]} is empty: the run was made in code, without a config.')
-    same_data = say_differences(starts, configs)
+    now = state_now(configs[-1])
+    same_data = say_differences(starts, configs, now)
     ended = starts[-1].get('result') is not None
     if args.checks_only:
         if not ended:
@@ -73,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             'finish it with tools/train.py CONFIG --resume auto.'
         )
     out = args.out or args.work_dir / 'reproduced'
-    again = train_again(starts, paths, out)
+    again = train_again(starts, paths, out, now)
     same = report(compare(args.work_dir, starts, out, again), args.tolerance)
     raise SystemExit(not same)
 
@@ -119,14 +122,14 @@ def checked_config(work_dir: Path, start: dict, trust: bool) -> Path:
     return path
 
 
-def say_differences(starts: Sequence[dict], configs: Sequence[Config]) -> bool:
+def say_differences(starts: Sequence[dict], configs: Sequence[Config], now: Mapping) -> bool:
     """Print what differed between the starts, and what differs now; whether the data are equal."""
     for number, ((before, old), (after, new)) in enumerate(
         pairwise(zip(starts, configs, strict=True)), 1
     ):
         rows = difference_of(before, after) + settings_of(old, new)
         print_table(f'Between start {number} and start {number + 1}', rows)
-    rows = difference_of(starts[-1], state_now(configs[-1]))
+    rows = difference_of(starts[-1], now)
     print_table('Now', rows)
     return not any(kind == 'data' for kind, *_ in rows)
 
@@ -141,21 +144,32 @@ def print_table(title: str, rows: Sequence[tuple]) -> None:
     print(flush=True)
 
 
-def train_again(starts: Sequence[dict], configs: Sequence[Path], out: Path) -> list[dict]:
+def train_again(
+    starts: Sequence[dict], configs: Sequence[Path], out: Path, now: Mapping
+) -> list[dict]:
     """Train with the config of the last start from the beginning; the starts that it recorded.
 
-    What ``out`` holds already, as of a run by several processes, is taken as it is.
+    What ``out`` holds already, as of a run by several processes, is taken as it is; if it did not
+    end, it goes on.
+
+    Args:
+        starts: of the recorded training.
+        configs: theirs.
+        out: is trained in.
+        now: what a training would be made from.
 
     Raises:
-        SystemExit: it needs several processes, failed, or is there unfinished.
+        SystemExit: it needs several processes, failed, or ``out`` holds something else.
     """
-    if out.exists() and any(out.iterdir()):
-        return trained_already(configs[-1], out)
     last, begun = starts[-1], load_config(configs[0])
+    if not is_unused(out, configs[-1]):
+        again = trained_already(last, configs[-1], out, now)
+        if again[-1].get('result') is not None:
+            return again
     # a resume takes the place of weights to start from, which the first start had
     weights = None if begun.get('resume') else begun.get('load_from')
-    options = ['--work-dir', str(out), '--cfg-options', '+resume=False', f'+load_from={weights}']
-    options.append(f'+randomness.seed={last["seed"]}')
+    options = ['--work-dir', str(out), '--resume', 'auto', '--cfg-options', '+resume=False']
+    options += [f'+load_from={weights}', f'+randomness.seed={last["seed"]}']
     if last['world_size'] > 1:
         command = ['bash', str(TRAIN.with_name('dist_train.sh')), str(configs[-1])]
         raise SystemExit(
@@ -169,25 +183,45 @@ def train_again(starts: Sequence[dict], configs: Sequence[Path], out: Path) -> l
         str(configs[-1]),
         *options,
         threads=threads if isinstance(threads, int) and threads > 0 else CORES,
-        log=out / 'tools.log',
+        log=out / LOG,
     )
     return training(out)
 
 
-def trained_already(config: Path, out: Path) -> list[dict]:
-    """The starts of a finished training with the settings of a config, in ``out``.
+def is_unused(out: Path, config: Path) -> bool:
+    """Whether a folder is missing, or holds no more than what a start left that has no record yet.
+
+    Args:
+        out: the folder.
+        config: of that start, which keeps a copy beside its logs.
+    """
+    names = {path.name for path in out.iterdir()} if out.is_dir() else set()
+    ours = re.compile(rf'{re.escape(config.name)}|\d{{8}}_\d{{6}}|\..*\.part')
+    made = {LOG, '.lock'}  # before anything else
+    return not names or (bool(names & made) and all(map(ours.fullmatch, names - made)))
+
+
+def trained_already(last: Mapping, config: Path, out: Path, now: Mapping) -> list[dict]:
+    """The starts in ``out``: of a training with the settings of the last start's config.
 
     Raises:
-        SystemExit: it is another one, or not finished.
+        SystemExit: it is another one, or did not end and was begun with other data.
     """
     again = training(out)
-    if again[-1].get('result') is None:
-        raise SystemExit(f'{out} holds a training that did not end; remove it, or give --out.')
     made = load_config(checked_config(out, again[-1], trust=False))
-    if rows := settings_of(load_config(config), made):
+    wanted = load_config(config)
+    wanted.merge_from_dict({'randomness.seed': last['seed']})  # the one drawn, if it names none
+    if rows := settings_of(wanted, made):
         print_table(f'Settings of {out}', rows)
         raise SystemExit(f'{out} holds another training; give another --out.')
-    print(f'{out} holds this training already, of {again[-1]["time"]}; compared as it is.')
+    if again[-1].get('result') is not None:
+        print(f'{out} holds this training already, of {again[-1]["time"]}; compared as it is.')
+        return again
+    print(f'{out} holds this training already, of {again[-1]["time"]}; it did not end and goes on.')
+    if rows := difference_of(again[-1], now):
+        print_table('Since then', rows)
+    if any(kind == 'data' for kind, *_ in rows):
+        raise SystemExit(f'It was begun with other data: remove {out}, or give another --out.')
     return again
 
 

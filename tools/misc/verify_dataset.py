@@ -1,9 +1,9 @@
 """Check the data of a config and print what is in it: python tools/misc/verify_dataset.py CONFIG
 
-Reads every product, text and photo of the data sets for training, validation and testing. Ends
-with status 1 where a data set cannot be read or a photo cannot be decoded. With --on-error skip
-rows that cannot be used are left out, as a data set with on_error='skip' does; --list-bad OUT.json
-writes all of them, however many there are.
+Reads every product, text and photo of the data sets for training, validation and testing; photos
+from where a run reads them, packs first. Ends with status 1 where a data set cannot be read or a
+photo cannot be decoded. With --on-error skip rows that cannot be used are left out, as a data set
+with on_error='skip' does; --list-bad OUT.json writes all of them, however many there are.
 """
 
 import argparse
@@ -18,6 +18,7 @@ from tqdm import tqdm
 import eiclip_mm  # noqa: F401  (checks the installation)
 from eiclip_mm.datasets import LoadProductImage, ProductDataset
 from eiclip_mm.datasets.bad_rows import ON_ERROR
+from eiclip_mm.datasets.photo_check import loading_steps, packs_of
 from eiclip_mm.datasets.product_dataset import image_key
 from eiclip_mm.evaluation.report import check_writable
 from eiclip_mm.registry import DATASETS
@@ -93,9 +94,11 @@ def check(split: str, cfg: Mapping, no_images: bool, bad: list[tuple[str, dict]]
         print(f'no vocabulary {tokenizer.vocab}: texts are not encoded. Write it with')
         print('python tools/dataset_converters/build_entities.py CONFIG')
         tokenizer = None
+    # with random views a record holds all views and captions of its product
+    changes = dict(tokenizer=tokenizer, batched=False, views='random')
+    steps = loading_steps(cfg.get('pipeline') or ())
     try:
-        # with random views a record holds all views and captions of its product
-        dataset = DATASETS.build(dict(cfg, tokenizer=tokenizer, pipeline=[], views='random'))
+        dataset = DATASETS.build(dict(cfg, pipeline=steps, **changes))
     except (ValueError, KeyError, OSError) as error:
         print(f'CANNOT BE READ: {error}')
         return False
@@ -168,9 +171,12 @@ def report_texts(dataset: ProductDataset) -> None:
 def report_images(dataset: ProductDataset) -> list[dict]:
     """Read every photo; those that cannot be decoded, as data sets list them."""
     load, black, broken = LoadProductImage(), 0, []
+    packs = packs_of(dataset.pipeline.transforms)
     for image in tqdm(dataset.images().values(), 'photos', unit='img'):
         try:
-            black += not load(dict(image))['img'].any()
+            found = (pack.get(image) for pack in packs)
+            pixels = next((p for p in found if p is not None), None)
+            black += not (load(dict(image))['img'] if pixels is None else pixels).any()
         except (ValueError, OSError) as error:
             file, *row = image_key(image)
             broken.append(dict(file=file, row=f'row {row[0]}' if row else '', why=str(error)))
