@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT / 'tools/dataset_converters'))
 sys.path.append(str(ROOT / 'tools/misc'))
 import _run_state  # noqa: E402
+import build_entities  # noqa: E402
 import pack_images  # noqa: E402
 
 _spec = importlib.util.spec_from_file_location('verify', ROOT / 'tools/misc/verify_dataset.py')
@@ -240,6 +241,11 @@ def test_verify_reads_packed_photos_from_their_pack(shop, packed, capsys):
     printed = capsys.readouterr().out
     assert f'products                     {len(KEPT)}' in printed
     assert 'photos that cannot be read   0' in printed and not end.value.code
+
+
+def test_names_of_packed_products_are_counted(shop, packed):
+    vocab = build_entities.build(Config.fromfile(shop / 'config.py'), min_count=1)
+    assert f'{len(KEPT)} products' in vocab.source
 
 
 def test_verify_lists_them_all(shop, capsys):

@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from eiclip_mm.datasets import CocoProducts, FashionGen, LoadProductImage, ProductDataset
 from eiclip_mm.datasets.fashiongen import ENTITY_TYPES, PLANTED_TYPES, TEXT_FIELDS, open_fashiongen
+from eiclip_mm.datasets.photo_check import records_alone
 from eiclip_mm.registry import DATASETS
 from eiclip_mm.structures import clean_text
 from eiclip_mm.utils import load_config
@@ -186,11 +186,8 @@ def _of_config(path: Path, split: str) -> ProductDataset:
     loader = config.get(f'{split}_dataloader')
     if not loader:
         raise ValueError(f'{path} has no {split}_dataloader; give another split or config.')
-    # no tokenizer: it would encode every text
-    changes: dict[str, Any] = dict(
-        tokenizer=None, pipeline=[], batched=False, views='first', fold='all'
-    )
-    return DATASETS.build(dict(loader.dataset, **changes, _scope_='eiclip_mm'))
+    wanted = records_alone(loader.dataset, views='first', fold='all', _scope_='eiclip_mm')
+    return DATASETS.build(wanted)
 
 
 def _absolute(file: str) -> str:

@@ -54,6 +54,16 @@ def packs_of(transforms: Iterable) -> list[PackedPhotos]:
     return [t.packed for t in loaders if getattr(t, 'packed', None) is not None]
 
 
+def records_alone(dataset: Mapping, **changes: Any) -> dict:
+    """A config's data set for those who want its records: nothing encoded, no pixels read.
+
+    Steps that name packs stay, for with ``on_error='skip'`` they decide which photos there are.
+    """
+    spared = dict(tokenizer=None, batched=False)
+    steps = loading_steps(dataset.get('pipeline') or ())
+    return dict(dataset, pipeline=steps) | {k: spared[k] for k in spared if k in dataset} | changes
+
+
 def loading_steps(pipeline: Iterable) -> list:
     """Of a config's pipeline, what :func:`with_sound_photos` needs: the steps that name packs.
 

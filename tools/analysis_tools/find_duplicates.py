@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 import eiclip_mm  # noqa: F401  (checks the installation)
 from eiclip_mm.datasets import LoadProductImage, ProductDataset
+from eiclip_mm.datasets.photo_check import records_alone
 from eiclip_mm.registry import DATASETS
 from eiclip_mm.utils import load_config
 from eiclip_mm.utils.sentence import told
@@ -102,7 +103,7 @@ def build(cfg: Config, split: str) -> ProductDataset:
     loader = cfg.get(f'{split}_dataloader')
     if not loader:
         raise SystemExit(f'{cfg.filename} has no {split}_dataloader; name a config with both.')
-    return DATASETS.build(dict(loader.dataset, tokenizer=None, pipeline=[], views='all'))
+    return DATASETS.build(records_alone(loader.dataset, views='all'))
 
 
 def read(dataset: ProductDataset, split: str, workers: int = 0) -> Photos:

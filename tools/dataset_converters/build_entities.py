@@ -14,6 +14,7 @@ from tqdm import tqdm
 import eiclip_mm  # noqa: F401  (checks the installation)
 from eiclip_mm.datasets.bad_rows import ON_ERROR
 from eiclip_mm.datasets.keywords import add_keywords
+from eiclip_mm.datasets.photo_check import records_alone
 from eiclip_mm.evaluation.report import check_writable
 from eiclip_mm.registry import DATASETS
 from eiclip_mm.structures import EntityVocab
@@ -71,9 +72,7 @@ def build(
     keywords: int = 0,
 ) -> EntityVocab:
     """Vocabulary of the whole training split of a config."""
-    wanted = dict(
-        cfg.train_dataloader.dataset, tokenizer=None, pipeline=[], fold='all', views='first'
-    )
+    wanted = records_alone(cfg.train_dataloader.dataset, fold='all', views='first')
     dataset = DATASETS.build(wanted)
     records = list(tqdm(dataset.records(), 'products', len(dataset)))
     products = [record['entities'] for record in records]

@@ -19,6 +19,7 @@ from mmengine.registry import init_default_scope
 
 import eiclip_mm  # noqa: F401  (checks the installation)
 from eiclip_mm.datasets import CocoProducts
+from eiclip_mm.datasets.photo_check import records_alone
 from eiclip_mm.registry import DATASETS
 from eiclip_mm.structures import EntityVocab, entity_key
 from eiclip_mm.utils import load_config
@@ -79,8 +80,7 @@ def build(cfg: Config, split: str) -> CocoProducts:
         raise SystemExit(
             f'{cfg.filename} reads {loader.dataset.type}; only CocoProducts can be split here.'
         )
-    changes = dict(tokenizer=None, pipeline=[], views='first', fold='all')
-    return DATASETS.build(dict(loader.dataset, **changes))
+    return DATASETS.build(records_alone(loader.dataset, views='first', fold='all'))
 
 
 def is_held(name: str, share: float) -> bool:

@@ -6,7 +6,7 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
-from eiclip_mm.datasets.photo_check import loading_steps
+from eiclip_mm.datasets.photo_check import records_alone
 from eiclip_mm.engine.run_record import state_of
 from eiclip_mm.registry import DATASETS
 
@@ -26,13 +26,8 @@ def state_now(cfg: Config) -> dict:
     for split in ('train', 'val'):
         if not cfg.get(f'{split}_dataloader'):
             continue
-        settings = dict(cfg[f'{split}_dataloader'].dataset)
-        # encoding takes long; which photos are left out depends on where they are packed
-        steps = loading_steps(settings.get('pipeline') or ())
-        spared = dict(tokenizer=None, batched=False, pipeline=steps)
-        settings |= {name: value for name, value in spared.items() if name in settings}
         try:
-            datasets[split] = DATASETS.build(settings)
+            datasets[split] = DATASETS.build(records_alone(cfg[f'{split}_dataloader'].dataset))
         except (OSError, ValueError, KeyError) as error:
             raise SystemExit(
                 f'The data of {split} cannot be read: {error} If they were moved, put them, or a '

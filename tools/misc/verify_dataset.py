@@ -18,7 +18,7 @@ from tqdm import tqdm
 import eiclip_mm  # noqa: F401  (checks the installation)
 from eiclip_mm.datasets import LoadProductImage, ProductDataset
 from eiclip_mm.datasets.bad_rows import ON_ERROR
-from eiclip_mm.datasets.photo_check import loading_steps, packs_of
+from eiclip_mm.datasets.photo_check import packs_of, records_alone
 from eiclip_mm.datasets.product_dataset import image_key
 from eiclip_mm.evaluation.report import check_writable
 from eiclip_mm.registry import DATASETS
@@ -95,10 +95,9 @@ def check(split: str, cfg: Mapping, no_images: bool, bad: list[tuple[str, dict]]
         print('python tools/dataset_converters/build_entities.py CONFIG')
         tokenizer = None
     # with random views a record holds all views and captions of its product
-    changes = dict(tokenizer=tokenizer, batched=False, views='random')
-    steps = loading_steps(cfg.get('pipeline') or ())
+    wanted = records_alone(cfg, tokenizer=tokenizer, views='random')
     try:
-        dataset = DATASETS.build(dict(cfg, pipeline=steps, **changes))
+        dataset = DATASETS.build(wanted)
     except (ValueError, KeyError, OSError) as error:
         print(f'CANNOT BE READ: {error}')
         return False

@@ -9,6 +9,7 @@ from mmengine.registry import init_default_scope
 
 import eiclip_mm  # noqa: F401  (checks the installation)
 from eiclip_mm.datasets import EntityTokenizer, LoadProductImage, ProductDataset
+from eiclip_mm.datasets.photo_check import records_alone
 from eiclip_mm.evaluation import Embeddings
 from eiclip_mm.registry import DATASETS, TOKENIZER
 from eiclip_mm.structures import clean_text
@@ -81,9 +82,7 @@ class SplitProducts:
     def __init__(self, path: str):
         config = split_config(path, 'test')
         self.path = path
-        # No tokenizer: it would encode every text.
-        changes = dict(tokenizer=None, pipeline=[], batched=False, views='first')
-        self.dataset: ProductDataset = DATASETS.build(dict(config, **changes))
+        self.dataset: ProductDataset = DATASETS.build(records_alone(config, views='first'))
         self.records = {record['product_id']: record for record in self.dataset.records()}
         tokenizer = config.get('tokenizer')
         self.tokenizer = None if tokenizer is None else TOKENIZER.build(tokenizer)

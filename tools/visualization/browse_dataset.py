@@ -19,6 +19,7 @@ import eiclip_mm  # noqa: F401  (checks the installation)
 from eiclip_mm.apis.photos import PhotoSizing
 from eiclip_mm.datasets import ProductDataset
 from eiclip_mm.datasets.labels import text_table
+from eiclip_mm.datasets.photo_check import records_alone
 from eiclip_mm.datasets.sampler import kept_generators, seed_generators
 from eiclip_mm.evaluation.report import check_writable
 from eiclip_mm.registry import DATASETS
@@ -84,7 +85,7 @@ class Split:
         self.sized = PhotoSizing([s for s in pipeline if not s['type'].endswith('EntityDropout')])
         # Of random views the items are the records themselves.
         self.dataset: ProductDataset = DATASETS.build(
-            dict(config, pipeline=[], batched=False, views='random')
+            records_alone(config, tokenizer=config['tokenizer'], views='random')
         )
         self.records = list(self.dataset.records())
         self.reader = Reader(config['tokenizer'], self.dataset.tokenizer)
