@@ -190,7 +190,8 @@ class NonFiniteHook(Hook):
         """Leave the step out, or end the run."""
         self._skipped += 1
         stop = always or self.action == 'stop' or self._skipped >= self.max_skipped
-        names = {id(p): name for name, p in self._runner.model.named_parameters()}
+        model = unwrapped(self._runner.model)
+        names = {id(p): name for name, p in model.named_parameters()}
         grads = {names.get(id(p), '?'): p.grad for p in trained if p.grad is not None}
         wrong = [name for name, grad in grads.items() if not grad.norm().isfinite()]
         batches = [seen.plain() for seen in self._seen]
