@@ -51,9 +51,9 @@ def eiclip_scope():
     forget_runs()
 
 
-@pytest.fixture(scope='session', autouse=True)
+@pytest.fixture(scope='module', autouse=True)
 def quick_collection():
-    """mmengine collects garbage for each data set; what is imported here would make that slow."""
+    """mmengine collects garbage for each data set; what is here already would make that slow."""
     gc.collect()
     gc.freeze()
 
