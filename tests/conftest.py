@@ -54,7 +54,6 @@ def eiclip_scope():
 @pytest.fixture(scope='module', autouse=True)
 def quick_collection():
     """mmengine collects garbage for each data set; what is here already would make that slow."""
-    gc.collect()
     gc.freeze()
 
 
