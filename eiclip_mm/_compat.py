@@ -185,6 +185,7 @@ def checkpoints_as_data() -> None:
     CheckpointHook (HistoryBuffer), sets torch's switch ``TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1``.
     Unnecessary once mmengine reads data alone; no release does (mmengine#1655).
     """
+    import torch
     from mmengine.runner import checkpoint as theirs
 
     from .utils.checkpoint_file import CheckpointError, not_plain, read_checkpoint, trusted
@@ -207,7 +208,12 @@ def checkpoints_as_data() -> None:
         except pickle.UnpicklingError as error:
             raise CheckpointError(not_plain(filename, error)) from error
 
+    def load_plain(file: Any, map_location: Any = None, weights_only: bool | None = None) -> Any:
+        return torch.load(file, map_location=map_location, weights_only=not trusted())
+
     theirs.load_url = fetch_data
+    if hasattr(theirs, '_safe_torch_load'):  # the onedl fork's, which runs what is not data
+        theirs._safe_torch_load = load_plain
     theirs.CheckpointLoader.load_checkpoint = classmethod(load_data)
 
 
@@ -227,8 +233,11 @@ def configs_formatted_once() -> None:
     ours, for each dump, log and checkpoint: of small runs it was most of the time. Unnecessary once
     mmengine keeps the text; no release does.
     """
-    from mmengine.config import config as theirs
+    from mmengine.config import config
+    from yapf.yapflib import yapf_api
 
+    # mmengine holds the function; the onedl fork asks yapf for it each time
+    theirs: Any = config if hasattr(config, 'FormatCode') else yapf_api
     format_code = theirs.FormatCode
     kept: dict[str, Any] = {}
 

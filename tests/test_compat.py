@@ -381,10 +381,12 @@ def test_configs_by_name_is_still_needed():
 
 def test_configs_formatted_once_is_still_needed(monkeypatch):
     from mmengine.config import config
+    from yapf.yapflib import yapf_api
 
     calls = []
-    plain = config.FormatCode.__wrapped__
-    monkeypatch.setattr(config, 'FormatCode', lambda *a, **k: calls.append(a) or plain(*a, **k))
+    holder = config if hasattr(config, 'FormatCode') else yapf_api
+    plain = holder.FormatCode.__wrapped__
+    monkeypatch.setattr(holder, 'FormatCode', lambda *a, **k: calls.append(a) or plain(*a, **k))
     cfg = Config(dict(a=1))
     assert cfg.pretty_text == cfg.pretty_text and len(calls) == 2
 
