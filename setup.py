@@ -11,6 +11,7 @@ from setuptools.command.build_py import build_py
 ROOT = Path(__file__).resolve().parent
 REQUIRED = ('runtime', 'mminstall')  # of requirements/; each other file but the lock is an extra
 MIM = ('tools', 'configs', 'model-index.yml')  # what OpenMMLab looks for in <package>/.mim
+CLONE_ONLY = ('quickstart.py', 'dev')  # tools that start others by their paths, or need the tests
 
 
 def requirements(name: str) -> list[str]:
@@ -48,7 +49,8 @@ class BuildWithMim(build_py):
                 except OSError:  # Windows without the right to make links
                     pass
             if source.is_dir():
-                shutil.copytree(source, target, ignore=shutil.ignore_patterns('__pycache__'))
+                ignored = shutil.ignore_patterns('__pycache__', *CLONE_ONLY)
+                shutil.copytree(source, target, ignore=ignored)
             else:
                 shutil.copy2(source, target)
 

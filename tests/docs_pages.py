@@ -5,7 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-DOCUMENTS = sorted([ROOT / 'README.md', *ROOT.glob('docs/**/*.md'), *ROOT.glob('projects/**/*.md')])
+DOCUMENTS = sorted(
+    [ROOT / 'README.md', ROOT / 'CONTRIBUTING.md']
+    + [path for folder in ('docs', 'projects') for path in ROOT.glob(f'{folder}/**/*.md')]
+)
 BLOCK = re.compile(
     r'(?:<!-- not run: (?P<reason>[^>]+?) -->\s*)?^(?P<indent> *)```(?P<language>[\w-]*)[^\n]*\n'
     r'(?P<text>.*?)^(?P=indent)```$',

@@ -14,7 +14,7 @@ from mmengine.config import Config
 from mmengine.logging import MMLogger
 from PIL import Image
 
-from eiclip_mm.datasets import CocoProducts, FashionGen, photo_check
+from eiclip_mm.datasets import CocoProducts, FashionGen, bad_rows, photo_check
 from eiclip_mm.datasets.bad_rows import BadRows
 from eiclip_mm.engine import fingerprints
 
@@ -38,7 +38,7 @@ TOKENIZER = dict(
 COUNT = 20
 # products: 3 has lost its only photo, 5 has one that is cut, 7 is of two photos of which one is
 # missing and keeps the other, 9 has no caption, 11 a caption that is a number
-LEFT_OUT = {3: 'does not exist', 5: 'is not an image', 9: 'no caption', 11: 'no caption'}
+LEFT_OUT = {3: 'does not exist', 5: 'is not an image', 9: 'no caption', 11: 'must be str'}
 
 
 @pytest.fixture
@@ -83,16 +83,17 @@ def test_what_is_left_is_whole(shop, views):
 def test_all_that_was_left_out_is_listed(shop):
     skipped = load(shop).skipped
     by_row = {row['row']: row['why'] for row in skipped}
-    assert {f'product {i}' for i in LEFT_OUT} | {'product 7', 'annotations[10]'} == set(by_row)
-    assert all(why in by_row[f'product {i}'] for i, why in LEFT_OUT.items())
+    row_of = {i: f'product {i}' for i in LEFT_OUT} | {11: 'annotations[10]'}
+    assert {*row_of.values(), 'product 7'} == set(by_row)
+    assert all(why in by_row[row_of[i]] for i, why in LEFT_OUT.items())
     assert "caption must be str, got '11'" in by_row['annotations[10]']
     assert all(set(row) == {'file', 'row', 'why'} for row in skipped)
-    assert len(skipped) == 6 and json.loads(json.dumps(skipped)) == skipped
+    assert len(skipped) == 5 and json.loads(json.dumps(skipped)) == skipped
 
 
 def test_the_card_counts_them(shop):
     card = load(shop).metainfo['retrieval']
-    assert card['data']['rows_left_out'] == 6 and card['data']['products'] == len(KEPT)
+    assert card['data']['rows_left_out'] == 5 and card['data']['products'] == len(KEPT)
     assert card['texts']['product_id'].tolist() == KEPT
     (shop / 'sound').mkdir()
     write_coco(shop / 'sound/train.json', [dict(id=1, file_name='a.png')],
@@ -117,9 +118,30 @@ def test_too_many_are_an_error_all_the_same(shop, max_bad, fails):
     if not fails:
         assert len(load(shop, max_bad=max_bad)) == len(KEPT)
         return
-    with pytest.raises(ValueError, match=rf'6 of \d+ rows.*more than max_bad={max_bad:g}') as error:
+    with pytest.raises(ValueError, match=rf'5 of 21 rows.*more than max_bad={max_bad:g}') as error:
         load(shop, max_bad=max_bad)
     assert 'train.json' in str(error.value) and '--list-bad' in str(error.value)
+
+
+@pytest.mark.parametrize('photos', [20, 4])  # of four, each has five captions
+@pytest.mark.parametrize('bad', ['caption', 'image'])
+def test_one_fault_is_one_row(tmp_path, monkeypatch, photos, bad):
+    monkeypatch.chdir(tmp_path)
+    images = [dict(id=i, file_name=f'{i}.png') for i in range(photos)]
+    texts = [dict(id=i, image_id=i % photos, caption=f'text {i}') for i in range(COUNT)]
+    write_coco(tmp_path / 'train.json', images, texts)
+    if bad == 'caption':
+        texts[3]['caption'] = None
+    else:
+        images[3]['file_name'] = ''
+    write_coco(tmp_path / 'train.json', images, texts, photos=False)
+    rows = 16 if photos == 4 and bad == 'image' else COUNT
+    dataset = load(tmp_path, max_bad=1 / rows)
+    (row,) = dataset.skipped
+    assert row['row'] == ('annotations[3]' if bad == 'caption' else 'images[3]')
+    assert dataset.metainfo['retrieval']['data']['rows_left_out'] == 1
+    with pytest.raises(ValueError, match=f'1 of {rows} rows'):
+        load(tmp_path, max_bad=0.9 / rows)
 
 
 @pytest.mark.parametrize(
@@ -142,14 +164,15 @@ def test_nothing_left(shop):
         load(shop, max_bad=1)
 
 
-def test_said_once_with_the_first(shop, caplog):
+def test_said_once_with_the_first(shop, caplog, monkeypatch):
+    monkeypatch.setattr(bad_rows, 'FIRST', 4)
     with caplog.at_level(logging.WARNING):
         logger = MMLogger.get_instance('bad-rows', logger_name='bad-rows')
         logger.addHandler(caplog.handler)
         load(shop)
     (record,) = caplog.records
     assert record.levelname == 'WARNING' and 'are left out' in record.message
-    assert record.message.count('\n') == 6 and record.message.endswith('...')
+    assert record.message.count('\n') == 5 and record.message.endswith('...')
 
 
 def test_what_was_found_is_remembered(shop, monkeypatch):
@@ -267,7 +290,7 @@ def test_verify_lists_them_all(shop, capsys):
     assert status == 1 and 'more than max_bad=0.01' in printed
     out = shop / 'lists/bad.json'
     status, printed = run('--list-bad', str(out))
-    assert 'rows left out                6' in printed and str(out) in printed
+    assert 'rows left out                5' in printed and str(out) in printed
     rows = json.loads(out.read_text())
     assert [{k: v for k, v in row.items() if k != 'splits'} for row in rows] == load(shop).skipped
     assert status == 1 and all(row['splits'] == ['val', 'test'] for row in rows)

@@ -124,6 +124,26 @@ def test_a_table_that_is_wrong(table, content, said):
     assert str(table.path) in str(error.value)
 
 
+@pytest.mark.parametrize('name', ['../s.png', 'down/../../s.png', '{root}/s.png', '..'])
+def test_a_photo_outside_of_the_folder(table, tmp_path, name):
+    photos = shop.write_photos(tmp_path / 'photos', 1)
+    shutil.copy(photos / '0.png', tmp_path / 's.png')  # it could be read
+    name = name.format(root=tmp_path)
+    rows = f'id,description,image\n1,x,0.png|{name}\n2,y,{name}|0.png\n'
+    with pytest.raises(ValueError) as error:
+        table.read(rows, images=photos)
+    said = f"{table.path}, line 3: photo '{name}' lies outside of {photos}; name it relative to"
+    assert str(error.value).startswith(said)
+
+
+def test_a_photo_of_the_folder_by_another_way(table, tmp_path):
+    photos = shop.write_photos(tmp_path / 'photos', 1)
+    (photos / 'link.png').symlink_to(shutil.copy(photos / '0.png', tmp_path / 's.png'))
+    rows = 'id,description,image\n1,x,down/../0.png\n2,y,link.png\n3,z,\n'
+    found = [item.photo for item in table.read(rows, images=photos)]
+    assert found == [str(photos / '0.png'), str(photos / 'link.png'), None]
+
+
 def test_parquet_reads_as_csv(tmp_path):
     pyarrow = pytest.importorskip('pyarrow', reason="needs pip install 'eiclip_mm[search]'")
     from pyarrow import parquet

@@ -245,6 +245,11 @@ def test_options_that_do_not_go_together(run, capsys, arguments, message):
     assert message in capsys.readouterr().err
 
 
+def test_links_that_go_round_are_no_dump(run):
+    Path('loop.npz').symlink_to('loop.npz')
+    assert 'loop.npz do not exist' in refused(run, 'good_0.npz', 'loop.npz')
+
+
 def test_out_is_tried_before_scoring(run):
     """And leaves nothing behind where scoring fails."""
     assert 'none.npz do not exist' in refused(run, 'none.npz', 'good_0.npz', '--out', 'new/o.json')

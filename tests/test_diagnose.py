@@ -9,6 +9,7 @@ import pytest
 import tiny
 import torch
 from catalogues import write_coco
+from confined import confined
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
 from small import run_tool, write_data
@@ -27,6 +28,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1] / 'tools/analysis_tools'
 sys.path.append(str(Path(__file__).resolve().parents[1] / 'tools/dataset_converters'))
 import _diagnose
 import _new_brand
+import _sense
 import _swap
 import diagnose
 import hold_out_entities
@@ -441,6 +443,30 @@ def test_refusals_are_one_sentence(ask, what, options, message):
     with pytest.raises(SystemExit) as end:
         ask(what, *options)
     assert message in end.value.code
+
+
+@pytest.mark.parametrize(
+    ('content', 'says'),
+    [
+        ('[' * 10**5, 'is not JSON of ours: '),
+        ('5', "names no brands with their 'everyday'"),
+        ('{"brands": 5}', 'names no brands'),
+        ('{"brands": {}}', 'names no brands'),
+        ('{"brands": {"Turtle": 5}}', 'names no brands'),
+        ('{"brands": {"Turtle": {"everyday": 5}}}', 'names no brands'),
+    ],
+)
+def test_what_is_no_truth_is_refused(ask, tmp_path, content, says):
+    path = tmp_path / 'odd.json'
+    path.write_text(content)
+    with pytest.raises(SystemExit) as end:
+        ask('sense', '--truth', path)
+    assert end.value.code.startswith(f'{path} {says}')
+
+
+def test_a_device_is_no_truth():
+    kind, message = confined(_sense.read_truth, '/dev/zero', 'types', 'role', seconds=20)
+    assert kind == 'FileNotFoundError' and '/dev/zero is not there, or no file' in message
 
 
 # ------------------------------------------------------------------- brands never trained

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import resource
 import sys
 from pathlib import Path
 
@@ -357,6 +358,23 @@ def test_the_same_picture_gives_the_same_svg(checkpoint, photo, tmp_path):
         tool.main([checkpoint, photo, 'silk tee', '--out', str(out), '--cells', '2'])
         texts.append(out.read_text(encoding='utf-8'))
     assert texts[0] == texts[1] and texts[0].count('<image') == 2  # of the photo and of the map
+
+
+@pytest.mark.parametrize('suffix', tool.FORMATS)
+def test_a_full_disk_leaves_the_old_picture(checkpoint, photo, tmp_path, suffix):
+    out = tmp_path / f'match{suffix}'
+    out.write_bytes(b'old')
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 13, limits[1]))
+    try:
+        with pytest.raises(SystemExit) as end:
+            tool.main([checkpoint, photo, 'silk tee', '--out', str(out), '--cells', '2'])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert end.value.code == (
+        f'{out} cannot be written: File too large. What stood there is as it was.'
+    )
+    assert out.read_bytes() == b'old' and list(tmp_path.iterdir()) == [out]
 
 
 def test_long_texts_show_the_words_that_matter_most(tmp_path):

@@ -136,6 +136,20 @@ def test_another_model_other_data_or_other_shards_are_refused(case, tmp_path):
     assert done(tmp_path) == before
 
 
+@pytest.mark.parametrize(
+    ('content', 'says'),
+    [(b'5', "shards.json must be a JSON object, {...}, got '5'"),
+     (b'[' * 10**5, 'shards.json is not JSON: '), (b'\xff', "can't decode byte 0xff"),
+     (b'{}', 'was begun with ')],
+)  # fmt: skip
+def test_a_folder_that_was_begun_with_nothing_is_refused(case, tmp_path, content, says):
+    (tmp_path / 'shards.json').write_bytes(content)
+    with pytest.raises(SystemExit) as end:
+        extract(case, '--out', tmp_path)
+    assert says in end.value.code and 'Give another --out, or delete the folder.' in end.value.code
+    assert (tmp_path / 'shards.json').read_bytes() == content
+
+
 def test_photos_that_changed_are_refused(case, tmp_path):
     extract(case, '--out', tmp_path, '--shard-size', 30)
     photos = case / 'fashiongen_256_256_validation.h5'

@@ -17,6 +17,7 @@ from fuzzing import fuzz
 from hypothesis import given
 from hypothesis import strategies as st
 
+from eiclip_mm.apis.tables import cells
 from eiclip_mm.datasets import CocoProducts, EntityTokenizer, FashionGen
 from eiclip_mm.datasets.packed import PackedPhotos
 from eiclip_mm.datasets.pixels import decoded
@@ -294,7 +295,7 @@ def test_bytes_of_a_table(folder, table, data):
         lambda: catalogue.convert(
             path, folder / 'out', ['brand'], folder / 'photos', 'skip', 1, 0.5, 1, 0
         ),
-        '',  # a vocabulary without names is an error of its own
+        path.name,
     )
     if report is not None:
         counts = [
@@ -326,3 +327,21 @@ def test_bytes_of_a_zip(folder, data):
     for id_, photo in (found or {}).items():
         assert photo == out / f'{id_}.jpg' and photo.is_file()
         photo.unlink()
+
+
+@pytest.fixture(scope='module')
+def parquet_table(folder) -> Path:
+    arrow = pytest.importorskip('pyarrow', reason="needs pip install 'eiclip_mm[search]'")
+    from pyarrow import parquet
+
+    path = folder / 'whole.parquet'
+    parquet.write_table(arrow.Table.from_pylist(shop.rows(6)), path)
+    return path
+
+
+@given(st.data())
+@fuzz
+def test_bytes_of_a_parquet_table(folder, parquet_table, data):
+    path = folder / 'shop.parquet'
+    path.write_bytes(data.draw(mutated(parquet_table.read_bytes())))
+    read_or_refused(lambda: list(cells(path)), path.name)

@@ -157,6 +157,12 @@ def test_what_is_no_product_is_refused(inferencer):
         inferencer.encode_queries('a', output='jax')
 
 
+@pytest.mark.parametrize('device', ['nope', 'cuda:99'])
+def test_a_device_that_is_not_there_is_refused(trained, device):
+    with pytest.raises(ValueError, match=rf'^device {device} takes no model here \(.+; try cpu\.$'):
+        EICLIPInferencer(trained[1], device)
+
+
 @pytest.mark.parametrize(
     ('photo', 'error', 'message'),
     [

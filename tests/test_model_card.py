@@ -11,6 +11,7 @@ import pytest
 import shop
 import tiny
 import yaml
+from confined import confined
 
 from eiclip_mm.apis import open_checkpoint
 
@@ -112,8 +113,45 @@ def test_results_of_another_checkpoint_are_refused(checkpoint):
         empty.write_text('{}')
         written(checkpoint, '--cards', str(empty))
     empty.write_text('no json')
-    with pytest.raises(SystemExit, match=r'none\.json is no JSON file'):
+    with pytest.raises(SystemExit, match=r'none\.json is not JSON'):
         written(checkpoint, '--cards', str(empty))
+
+
+@pytest.mark.parametrize('option', ['--results', '--cards'])
+@pytest.mark.parametrize(
+    ('content', 'says'),
+    [
+        ('{"a": "x"}', 'odd.json is not what tools/test.py writes'),
+        ('[["a", 1]]', 'odd.json is not what tools/test.py writes'),
+        ('5', 'odd.json is not what tools/test.py writes'),
+        ('[' * 10**5, 'odd.json is not JSON of ours: '),
+        (None, 'odd.json is not there, or no file'),
+    ],
+)
+def test_files_of_something_else_are_refused(checkpoint, option, content, says):
+    write_test(checkpoint.parent, card_of(checkpoint))
+    path = checkpoint.parent / 'odd.json'
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(SystemExit, match=says):
+        written(checkpoint, option, str(path))
+
+
+@pytest.mark.parametrize('part', ['data', 'model'])
+def test_a_card_that_lacks_a_part_is_refused(checkpoint, part):
+    card = card_of(checkpoint)
+    del card[part]['file' if part == 'data' else 'config']
+    write_test(checkpoint.parent, card)
+    with pytest.raises(SystemExit, match=rf"{PROTOCOL} lacks \['{part}\."):
+        written(checkpoint)
+    write_test(checkpoint.parent, card | {part: 5})
+    with pytest.raises(SystemExit, match=r'lacks|is of another checkpoint'):
+        written(checkpoint)
+
+
+def test_a_device_is_no_file_of_results():
+    kind, message = confined(model_card.merged, [Path('/dev/zero')], dict, seconds=20)
+    assert kind == 'FileNotFoundError' and '/dev/zero is not there, or no file' in message
 
 
 def test_the_licence_of_the_weights_is_asked(checkpoint, capsys):

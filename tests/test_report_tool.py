@@ -357,6 +357,14 @@ class TestDuplicates:
         said = refused(dump, *self.found(tmp_path / 'd.json', ids))
         assert 'd.json is not what find_duplicates.py --out writes: ' in said
 
+    def test_must_be_json_in_a_file(self, refused, tmp_path):
+        dump, path = write(tmp_path / 'a.npz'), tmp_path / 'd.json'
+        assert 'd.json is not there, or no file' in refused(dump, '--duplicates', path)
+        path.write_text('[' * 10**5, encoding='utf-8')
+        assert 'd.json is not JSON of ours: ' in refused(dump, '--duplicates', path)
+        said = refused(dump, '--duplicates', os.devnull)  # of /dev/zero, none would come
+        assert '/dev/null is not there, or no file' in said
+
 
 class TestBadInput:
     def test_dumps(self, refused, tmp_path):
@@ -367,6 +375,8 @@ class TestBadInput:
         dump = write(tmp_path / 'a.npz')
         assert 'a dump is given twice' in refused(dump, dump)
         assert 'a dump is given twice' in refused(dump, f'{tmp_path}/./a.npz')
+        (tmp_path / 'loop.npz').symlink_to('loop.npz')
+        assert 'loop.npz do not exist' in refused(dump, tmp_path / 'loop.npz')
 
     def test_out(self, refused, tmp_path):
         """Is tried before the dumps are read."""

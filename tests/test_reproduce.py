@@ -288,6 +288,29 @@ class TestBadInput:
         change(copied, config=dict(file='x/gone.py', sha256=''))
         assert 'is not there' in status_of(copied)
 
+    def test_links_that_go_round(self, copied):
+        config = copied / read_record(copied)[0]['config']['file']
+        config.unlink()
+        config.symlink_to(config.name)
+        assert 'is not there' in status_of(copied)
+        work = copied.with_name('loop')
+        work.symlink_to('loop')
+        assert 'is no work dir' in status_of(work, '--out', copied)
+
+    def test_a_work_dir_compared_with_itself(self, trained, tmp_path, capsys):
+        (tmp_path / 'link').symlink_to(trained.resolve())
+        for out in ('work', 'work/../work', tmp_path / 'link'):
+            assert status_of(trained, '--out', out) == 2
+            assert f'{out} is work itself' in capsys.readouterr().err
+        (tmp_path / 'reproduced').symlink_to('.')
+        assert status_of(tmp_path) == 2
+        assert 'give another --out' in capsys.readouterr().err
+
+    @pytest.mark.parametrize('tolerance', ['nan', '-1', 'inf'])
+    def test_a_tolerance_that_is_none(self, trained, capsys, tolerance):
+        assert status_of(trained, f'--tolerance={tolerance}') == 2
+        assert 'give a number from 0 on, such as 0.01' in capsys.readouterr().err
+
     def test_no_record(self, copied, tmp_path):
         assert 'is no work dir' in status_of(tmp_path / 'nowhere')
         (copied / RECORD).unlink()  # of a version without

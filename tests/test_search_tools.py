@@ -288,6 +288,7 @@ def test_a_photo_asks(store, checkpoint, capsys):
 def test_queries_that_cannot_be(store, capsys, tmp_path):
     store.build()
     (tmp_path / 'empty.txt').write_text('\n \n')
+    (tmp_path / 'photo.png').write_bytes(b'\x89PNG')
     for given, said in (
         (['red', '--filter', 'colour=red'], "no item has 'colour'.*brand"),
         (['red', '--filter', 'price'], 'filter .price. is not understood'),
@@ -296,6 +297,9 @@ def test_queries_that_cannot_be(store, capsys, tmp_path):
         (['  '], 'the query is empty'),
         (['--image', tmp_path / 'none.png'], 'No such file'),
         (['--queries', tmp_path / 'empty.txt'], 'has no query'),
+        (['--queries', tmp_path / 'photo.png'], 'photo.png is not UTF-8 .*byte 0'),
+        (['--queries', tmp_path / 'none.txt'], 'none.txt is not there, or no file'),
+        (['--queries', os.devnull], '/dev/null is not there, or no file'),  # as a pipe
         (['red', '--checkpoint', tmp_path / 'none.pth'], 'not there; give it'),
     ):
         with pytest.raises(SystemExit, match=said):

@@ -232,6 +232,9 @@ class TestTool:
             (dict(fold='fit'), "fold='fit'; entities are chosen on fold='select'"),
             (dict(model='OpenCLIP'), 'the model is OpenCLIP, which has no entities to choose'),
             (dict(truth='{"types": {"brand": {}}}'), r"tells nothing of \['composition', "),
+            (dict(truth='{"types": {"code": {"role": "weak"}}}'), r"'label'\], only of \['code'\]"),
+            (dict(truth='{"a": 1}'), "names no types with their 'role'; give truth.json"),
+            (dict(truth='[' * 10**5), 'truth.json is not JSON of ours: '),
         ],
     )
     def test_what_cannot_be_studied(self, folder, tmp_path, change, message):

@@ -97,6 +97,21 @@ def test_it_serves_is_loaded_and_ends_without_losing_what_it_accepted(folder, ca
     assert not [line for line in lines if not re.fullmatch(form, line)]
 
 
+def test_a_client_is_who_it_is_whatever_it_says(folder):
+    process, url = start(folder, '--max-rate', '0.01')
+    try:
+        with httpx.Client(base_url=url, trust_env=False, timeout=60) as client:
+            statuses = [
+                client.get('/facets?field=brand', headers={'X-Forwarded-For': name}).status_code
+                for name in ('10.0.0.1', '10.0.0.2')
+            ]
+        assert statuses == [200, 429]
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
 def until_accepted(url: str, n: int) -> None:
     """Wait till so many texts and so many photos wait for their batch."""
     for _ in range(500):

@@ -34,7 +34,19 @@ OF_A_CONFIG = {  # with what else each must be given
     'visualization/retrieval_gallery.py': ['CONFIG', 'a.npz', '--out', 'x.html'],
 }
 DUMPS = {'a.npz', 'b.npz'}
-ABSENT = {
+FILES = {
+    'notes.txt': '',
+    'empty.yaml': '',
+    'deep.json': '{"a":' + '[' * 10**5 + ']' * 10**5 + '}',
+    # nine times the list before it, eleven times
+    'naming.yaml': '\n'.join(
+        f'a{i}: &a{i} [{", ".join([f"*a{i - 1}" if i else "1"] * 9)}]' for i in range(12)
+    ),
+}
+UNFIT = {
+    'empty.yaml': 'config empty.yaml, or one in its _base_, is no plain YAML or JSON (its',
+    'deep.json': 'config deep.json, or one in its _base_, is no plain YAML or JSON (maximum',
+    'naming.yaml': 'config naming.yaml, or one in its _base_, is no plain YAML or JSON (a file',
     'no.py': 'config no.py does not exist; name a file of configs/ or your own',
     'folder': 'config folder is no file; name a file of configs/ or your own',
     'notes.txt': "config notes.txt must end in one of ('.py', '.json', '.yml', '.yaml'), got",
@@ -67,20 +79,21 @@ def test_the_walk_is_over_all_tools():
     assert {by_helper.get(path, path) for path in found} == set(OF_A_CONFIG)
 
 
-@pytest.mark.parametrize('name', ABSENT)
+@pytest.mark.parametrize('name', UNFIT)
 @pytest.mark.parametrize('tool', OF_A_CONFIG)
-def test_an_absent_config_is_named(run, tmp_path, tool, name):
+def test_an_absent_or_damaged_config_is_named(run, tmp_path, tool, name):
     vector, id_ = torch.ones(1, 2), torch.ones(1, dtype=torch.long)
     dump = Embeddings(image=vector, image_product_id=id_, product=vector, product_id=id_)
     for file in DUMPS:
         dump.save(tmp_path / file)
     (tmp_path / 'folder').mkdir()
-    (tmp_path / 'notes.txt').touch()
+    for file, content in FILES.items():
+        (tmp_path / file).write_text(content)
     with pytest.raises(SystemExit) as stopped:
         run(tool, *(name if word == 'CONFIG' else word for word in OF_A_CONFIG[tool]))
     assert isinstance(stopped.value.code, str)  # which is printed, without a traceback
-    assert stopped.value.code.startswith(ABSENT[name])
-    assert {path.name for path in tmp_path.iterdir()} == DUMPS | {'folder', 'notes.txt'}
+    assert stopped.value.code.startswith(UNFIT[name])
+    assert {path.name for path in tmp_path.iterdir()} == DUMPS | {'folder', *FILES}
 
 
 def test_a_config_of_the_package_goes_by_name(run):
@@ -94,6 +107,23 @@ def test_a_config_of_the_package_goes_by_name(run):
     cfg = _cli.read_config(train.parse_args([f'eiclip_mm::{name}']))
     assert cfg.work_dir == 'work_dirs/clip_fashiongen_mini'
     assert cfg.model == load_config(TOOLS.parent / 'configs' / name).model
+
+
+@pytest.mark.parametrize('tool', ['train.py', 'test.py', 'extract_features.py'])
+@pytest.mark.parametrize(
+    ('given', 'said'),
+    [
+        (['--cfg-options', 'seed'], "'seed' is no key=value, such as randomness.seed=1"),
+        (['--launcher', 'pytorch'], '--launcher pytorch is for processes that tools/dist_*.sh or'),
+        (['--launcher', 'slurm'], '--launcher slurm is for processes that tools/dist_*.sh or'),
+    ],
+)
+def test_options_that_fit_no_run(run, capfd, tool, given, said):
+    name = 'eiclip_mm::baselines/clip_fashiongen_mini.py'
+    words = [name if word == 'CONFIG' else word for word in OF_A_CONFIG[tool]]
+    with pytest.raises(SystemExit) as stopped:
+        run(tool, *words, *given)
+    assert said in f'{stopped.value.code}{capfd.readouterr().err}'
 
 
 PURE = """

@@ -29,11 +29,19 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--cfg-options',
         nargs='+',
+        type=setting,
         action=DictAction,
         help='override settings: key.inner=value; a key the config lacks needs a + in front',
     )
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm'], default='none')
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
+
+
+def setting(text: str) -> str:
+    """One of ``--cfg-options``, of which mmengine's action reads the value."""
+    if '=' not in text:
+        raise argparse.ArgumentTypeError(f'{text!r} is no key=value, such as randomness.seed=1')
+    return text
 
 
 def add_trust(parser: argparse.ArgumentParser) -> None:
@@ -52,7 +60,7 @@ def read_config(args: argparse.Namespace) -> Config:
         os.environ[TRUST] = '1'
     try:
         cfg = load_config(args.config)
-    except OSError as error:
+    except (ValueError, OSError) as error:
         raise SystemExit(str(error)) from error
     epochs = (cfg.get('train_cfg') or {}).get('max_epochs')
     cfg.merge_from_dict(checked_options(cfg, args.cfg_options or {}))
@@ -156,6 +164,12 @@ def start_processes(cfg: Config) -> None:
 
     mmengine's own start asks for a GPU whatever the backend, and its wrapper for device ids.
     """
+    starter = dict(none=None, pytorch='RANK', slurm='SLURM_PROCID')[cfg.launcher]
+    if starter and starter not in os.environ:
+        raise SystemExit(
+            f'--launcher {cfg.launcher} is for processes that tools/dist_*.sh or tools/slurm_*.sh '
+            'started; for one process leave it out.'
+        )
     if cfg.launcher != 'pytorch' or torch.cuda.is_available():
         return
     seconds = cfg.get('env_cfg', {}).get('dist_cfg', {}).get('timeout')

@@ -24,8 +24,9 @@ from tqdm import tqdm
 
 from eiclip_mm.engine.hooks import unwrapped
 from eiclip_mm.evaluation.embeddings import Embeddings
-from eiclip_mm.evaluation.files import SHARDS, VECTORS, shard_name
+from eiclip_mm.evaluation.files import SHARDS, VECTORS, json_object, shard_name
 from eiclip_mm.evaluation.metrics import merge, versions
+from eiclip_mm.utils.sentence import refusals_told
 from eiclip_mm.utils.whole_file import remove_leftovers, write_whole_text
 from eiclip_mm.utils.whole_together import whole_folder
 
@@ -52,6 +53,7 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
+@refusals_told()
 def main(argv: Sequence[str] | None = None) -> None:
     """Read the config, load the weights, embed the shards that are this process's turn."""
     args = parse_args(argv)
@@ -112,7 +114,13 @@ def open_folder(args: argparse.Namespace, runner: Runner, model: Mapping) -> lis
     path = args.out / SHARDS
     remove_leftovers(path)
     if path.is_file():
-        check_same(json.loads(path.read_text(encoding='utf-8')), about, args.out)
+        try:
+            begun = json_object(SHARDS, path.read_text(encoding='utf-8'))
+        except ValueError as error:  # also what is not UTF-8
+            raise SystemExit(
+                f'{args.out} cannot go on: {error}. Give another --out, or delete the folder.'
+            ) from error
+        check_same(begun, about, args.out)
     elif args.out.exists() and any(args.out.iterdir()):
         raise SystemExit(f'{args.out} holds other files and no {SHARDS}; give another --out.')
     else:

@@ -13,12 +13,15 @@ from _cli import (
     read_config,
     start_processes,
 )
+from mmengine.config import Config
 from mmengine.dist import is_main_process
 from mmengine.runner import Runner
 
+from eiclip_mm.engine.checkpoint_files import check_writable
 from eiclip_mm.evaluation import RetrievalMetric
 from eiclip_mm.evaluation.files import npz_path
-from eiclip_mm.utils.sentence import told
+from eiclip_mm.evaluation.report import check_writable as check_out
+from eiclip_mm.utils.sentence import refusals_told, told
 from eiclip_mm.utils.whole_together import whole_files
 
 
@@ -43,8 +46,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     cfg = read_config(args)
     path = checkpoint_path(cfg, args.checkpoint)
     start_processes(cfg)
+    with refusals_told(cfg.work_dir):
+        test(cfg, path, args.out)
+
+
+def test(cfg: Config, path: Path | None, out: str | None) -> None:
+    """Score the weights in ``path``; tables go to the work dir, embeddings to ``out``."""
+    check_writable(cfg.work_dir)
+    if out:
+        check_out(npz_path(out))
     runner = Runner.from_cfg(cfg)
-    metrics = prepared_metrics(runner, args.out, load_checkpoint(runner, cfg.filename, path))
+    metrics = prepared_metrics(runner, out, load_checkpoint(runner, cfg.filename, path))
     results = runner.test()
     if is_main_process():
         cards = {name: card for metric in metrics for name, card in metric.protocol_cards.items()}

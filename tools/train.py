@@ -13,7 +13,8 @@ from mmengine.config import Config
 from torch.distributed.elastic.multiprocessing.errors import record
 
 from eiclip_mm.engine.checkpoint_files import check_writable, last_good
-from eiclip_mm.utils.checkpoint_file import CheckpointError, CheckpointNotWritten, check_whole
+from eiclip_mm.utils.checkpoint_file import CheckpointError, check_whole
+from eiclip_mm.utils.sentence import refusals_told
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -80,19 +81,11 @@ def train(cfg: Config) -> None:
     """Run it; what a user can mend ends it in a sentence.
 
     Raises:
-        SystemExit: a checkpoint, the disk or the numbers are not fit to go on. One of several
-            processes raises what it met, which torchrun shows last.
+        SystemExit: data, settings, a checkpoint, the disk or the numbers are not fit to go on.
     """
     start_processes(cfg)
-    runner = build_runner(cfg)
-    try:
-        runner.train()
-    except (CheckpointError, CheckpointNotWritten, FloatingPointError) as error:
-        if cfg.launcher != 'none':
-            raise
-        if not isinstance(error, OSError):
-            raise SystemExit(str(error)) from error
-        raise SystemExit(f'{error.strerror}, then go on with --resume auto.') from error
+    with refusals_told(cfg.work_dir, then='go on with --resume auto'):
+        build_runner(cfg).train()
 
 
 def to_resume(given: str, work_dir: str) -> str | None:

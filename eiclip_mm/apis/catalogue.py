@@ -12,11 +12,13 @@ from pathlib import Path
 import numpy as np
 
 from eiclip_mm.datasets import CocoProducts, FashionGen, LoadProductImage, ProductDataset
+from eiclip_mm.datasets.coco_products import leads_out
 from eiclip_mm.datasets.fashiongen import ENTITY_TYPES, PLANTED_TYPES, TEXT_FIELDS, open_fashiongen
 from eiclip_mm.datasets.photo_check import records_alone
 from eiclip_mm.registry import DATASETS
 from eiclip_mm.structures import clean_text
 from eiclip_mm.utils import load_config
+from eiclip_mm.utils.untrusted import shown
 
 from .filters import number
 from .tables import SEVERAL, TABLES, Column, cells, check_names, values
@@ -113,13 +115,14 @@ def read_catalogue(
         path: the file.
         text_fields: those that the model reads: ``Encoder.text_fields``.
         entity_types: those of the model's vocabulary.
-        images: folder of the photos; the file's own by default.
+        images: folder of the photos; the file's own by default. Names in a table lead to files
+            in it, links among them.
         split: of a config, ``'train'``, ``'val'`` or ``'test'``.
 
     Raises:
         FileNotFoundError: no such file.
         ValueError: another kind of file, a damaged one, a column is missing or has a name that no
-            filter can have, an id occurs twice.
+            filter can have, an id occurs twice, a photo lies outside of ``images``.
         ImportError: a parquet file without pyarrow.
     """
     path = Path(path)
@@ -232,6 +235,11 @@ def _table(path: Path, text_fields: tuple, entity_types: frozenset, root: Path) 
                 f'{path}: id {id_!r} occurs twice, {places[id_]} and {place}; keep one row a '
                 f'product, its photos in one cell, split by {SEVERAL!r}.'
             )
+        if leads_out(photo := _photo(row)):
+            raise ValueError(
+                f'{path}, {place}: photo {shown(photo)!r} lies outside of {root}; name it relative '
+                'to this folder, or give another folder of photos (--images).'
+            )
         if not places:
             fields = [name for name in row if name not in ('id', 'image', *text_fields)]
             check_names(path, fields)
@@ -255,7 +263,7 @@ def _item(
     row: dict[str, str], text_fields: tuple, entity_types: frozenset, texts: set, root: Path
 ) -> Item:
     rest = {n: v for n, v in row.items() if v and n not in ('id', 'image', *text_fields)}
-    photo = row.get('image', '').split(SEVERAL)[0].strip()
+    photo = _photo(row)
     return Item(
         id=row['id'],
         text_fields={name: clean_text(row[name]) for name in text_fields},
@@ -268,3 +276,8 @@ def _item(
         },
         photo=os.path.abspath(root / photo) if photo else None,
     )
+
+
+def _photo(row: dict[str, str]) -> str:
+    """The name of the first photo of a row; '' without."""
+    return row.get('image', '').split(SEVERAL)[0].strip()

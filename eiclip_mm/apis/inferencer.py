@@ -29,6 +29,7 @@ class EICLIPInferencer(Encoder):
 
     Raises:
         FileNotFoundError, ValueError: see :func:`~eiclip_mm.apis.open_checkpoint`.
+        ValueError: the device is not there, or takes no model.
     """
 
     def __init__(
@@ -40,8 +41,14 @@ class EICLIPInferencer(Encoder):
     ):
         opened = open_checkpoint(checkpoint, config)
         model: OpenCLIP = build_model(opened)
-        self.device = torch.device(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
-        self.model = model.to(self.device).eval().requires_grad_(False)
+        try:
+            self.device = torch.device(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
+            self.model = model.to(self.device).eval().requires_grad_(False)
+        except (RuntimeError, AssertionError) as error:  # the latter of a torch without CUDA
+            reason = str(error).partition('\n')[0]
+            raise ValueError(
+                f'device {device!s} takes no model here ({reason}); try cpu.'
+            ) from error
         self.checkpoint, self.config = opened.path, opened.config
         self.name, self.dim = opened.path.name, model.towers.dim
         try:

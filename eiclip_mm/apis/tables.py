@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from eiclip_mm.structures import clean_text
+from eiclip_mm.utils.untrusted import shown
 
 from .filters import number
 
@@ -164,8 +165,9 @@ def _parquet(path: Path) -> Iterator[tuple[str, list[str]]]:
             for count, row in enumerate(rows, 1):
                 texts = map(_text, map(row.__getitem__, names), places)
                 yield f'row {count}', list(texts)
-    except ArrowException as error:
-        raise ValueError(f'{path} is not a readable parquet file: {error!s:.200}') from error
+    # a damaged page is a plain OSError; a damaged text, of Python's own
+    except (ArrowException, OSError, UnicodeDecodeError) as error:
+        raise ValueError(f'{path} is not a readable parquet file: {shown(error)}') from error
 
 
 def _text(value: Any, where: str) -> str:

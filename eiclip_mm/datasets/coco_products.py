@@ -4,7 +4,7 @@ import contextlib
 import io
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,7 @@ class CocoProducts(ProductDataset):
             raise FileNotFoundError(
                 f'catalogue {shown(path)} {problem}; docs/data_format.md says how to write one.'
             )
-        coco = _read(path, self.bad)
+        coco, lost = _read(path, self.bad)
         root = self.image_root or str(path.parent)
         records: dict[int, dict] = {}
         for image in coco.dataset['images']:
@@ -57,8 +57,11 @@ class CocoProducts(ProductDataset):
                 for type_, names in _entities(annotation).items():
                     known = record['entities'].setdefault(type_, [])
                     known.extend(name for name in names if name not in known)
+        # A product whose bad caption is listed is not listed again: one fault is one row.
+        images = coco.dataset['images']
+        listed = {i.get('product_id', i['id']) for i in images if i['id'] in lost}
         for record in records.values():
-            if not record['texts']:
+            if not record['texts'] and record['product_id'] not in listed:
                 why = (
                     f'{path}: product {record["product_id"]} has no caption; every product needs '
                     'at least one annotation.'
@@ -69,10 +72,9 @@ class CocoProducts(ProductDataset):
     def _may_be_read(self, image: dict, path: Path) -> bool:
         """Whether a photo's name leads to where photos are."""
         name = image['file_name']
-        climbs = os.path.normpath(name).split(os.sep)[0] == os.pardir
         root = self.image_root or path.parent
         # Converters name photos that stay where they are as seen from the JSON file's folder.
-        if not os.path.isabs(name) and (not climbs or _same_folder(root, path.parent)):
+        if not leads_out(name) or (not os.path.isabs(name) and _same_folder(root, path.parent)):
             return True
         folder = shown(root)
         id_ = shown(image['id'])
@@ -84,11 +86,21 @@ class CocoProducts(ProductDataset):
         return False
 
 
+def leads_out(name: str) -> bool:
+    """Whether a name leads out of the folder that it is relative to; links inside may.
+
+    >>> [leads_out(name) for name in ('a/../b.png', 'a/../../b.png', '/b.png')]
+    [False, True, True]
+    """
+    return os.path.isabs(name) or os.path.normpath(name).split(os.sep)[0] == os.pardir
+
+
 def _same_folder(one: str | Path, other: str | Path) -> bool:
     return os.path.realpath(one) == os.path.realpath(other)
 
 
-def _read(path: Path, bad: BadRows) -> COCO:
+def _read(path: Path, bad: BadRows) -> tuple[COCO, set]:
+    """The rows that can be used, and the ids of the images that others were captions of."""
     dataset = read_json(path)
     if not isinstance(dataset, dict):
         raise ValueError(
@@ -97,7 +109,7 @@ def _read(path: Path, bad: BadRows) -> COCO:
     for key in ('images', 'annotations'):
         if not isinstance(dataset.get(key), list) or not dataset[key]:
             raise ValueError(f'{path}: "{key}" is missing or empty; expected a list.')
-    images = list(_sound(path, 'images', dataset['images'], _problem_of_image, bad))
+    images, unusable = _sound(path, 'images', 'id', dataset['images'], _problem_of_image, bad)
     ids = Counter(image['id'] for image in images)
     if len(ids) < len(images):  # whose captions they are nobody can say
         twice = shown(ids.most_common(1)[0][0])
@@ -105,30 +117,40 @@ def _read(path: Path, bad: BadRows) -> COCO:
 
     def problem_of_annotation(row: Any) -> str | None:
         problem = _problem_of_caption(row)
-        if not problem and row['image_id'] not in ids:
+        # One of an image that is listed already goes with it.
+        if not problem and row['image_id'] not in ids and row['image_id'] not in unusable:
             problem = f' names an image that is not in "images": image_id {shown(row["image_id"])}'
         return problem
 
     rows = dataset['annotations']
-    annotations = list(_sound(path, 'annotations', rows, problem_of_annotation, bad))
+    annotations, lost = _sound(path, 'annotations', 'image_id', rows, problem_of_annotation, bad)
     # Not COCO(path): it reads in the locale's encoding and asks for a category in every caption
     # of a file that has "categories".
     coco = COCO()
     coco.dataset = dict(images=images, annotations=annotations)
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
         coco.createIndex()
-    return coco
+    return coco, lost
 
 
 def _sound(
-    path: Path, key: str, rows: list, problem_of: Callable[[Any], str | None], bad: BadRows
-) -> Iterator[dict]:
-    """The rows without a problem; the others go to ``bad``."""
+    path: Path,
+    key: str,
+    image: str,
+    rows: list,
+    problem_of: Callable[[Any], str | None],
+    bad: BadRows,
+) -> tuple[list[dict], set]:
+    """The rows without a problem; of the others, which go to ``bad``, the ids under ``image``."""
+    sound, images = [], set()
     for number, row in enumerate(rows):
         if problem := problem_of(row):
             bad.add(path, f'{key}[{number}]', f'{path}: {key}[{number}]{problem}.')
+            if isinstance(row, dict) and _is_id(row.get(image)):
+                images.add(row[image])
         else:
-            yield row
+            sound.append(row)
+    return sound, images
 
 
 def _problem_of_image(row: Any) -> str | None:

@@ -69,10 +69,12 @@ class ProductDataset(BaseDataset):
             several times as fast. The loader needs ``collate_fn=dict(type='stack_products')`` and
             the pipeline ``PackProduct`` at its end.
         on_error: ``'skip'`` leaves out, when the data set is loaded, rows that cannot be read and
-            photos that are missing or cannot be decoded; :attr:`skipped` lists them. With
+            photos that are missing or cannot be decoded; :attr:`skipped` lists them, but not what
+            they take with them: the product of a bad caption, the captions of a bad image. With
             ``'raise'`` a row is an error then, and a photo when it is asked for. Rows of HDF5 are
             read but for their pixels.
-        max_bad: share of the rows above which ``'skip'`` is an error, too.
+        max_bad: share of the rows above which ``'skip'`` is an error, too. Rows are the pairs of a
+            photo and a caption that ``views='all'`` makes, and each that :attr:`skipped` lists.
         **kwargs: of ``mmengine.dataset.BaseDataset``.
     """
 
@@ -128,7 +130,7 @@ class ProductDataset(BaseDataset):
         """The records without what cannot be used."""
         self.bad = BadRows(self.bad.on_error, self.bad.max_bad)
         records = self.load_records()
-        rows = sum(len(record['images']) for record in records) + len(self.skipped)
+        rows = sum(map(_num_rows, records)) + len(self.skipped)
         if self.bad.on_error == 'skip':
             records = with_sound_photos(records, self.pipeline.transforms, self.bad)
         self.bad.check(self.ann_file, rows)
@@ -158,9 +160,7 @@ class ProductDataset(BaseDataset):
         return [
             item(record, i % len(record['images']), i % len(record['texts']))
             for record in records
-            for i in range(
-                1 if self.views == 'first' else max(len(record['images']), len(record['texts']))
-            )
+            for i in range(1 if self.views == 'first' else _num_rows(record))
         ]
 
     def _encode(self, records: list[dict]) -> None:
@@ -254,6 +254,11 @@ class ProductDataset(BaseDataset):
         if self.encoded is not None:
             data.update(_text_of(self.encoded, data.pop('text_row') + data['caption']))
         return data
+
+
+def _num_rows(record: dict) -> int:
+    """Pairs of a photo and a caption, so many that each occurs."""
+    return max(len(record['images']), len(record['texts']))
 
 
 def _text_of(encoded: EncodedTexts, row: int) -> dict:

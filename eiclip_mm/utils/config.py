@@ -1,19 +1,22 @@
 """Config files in either of mmengine's styles."""
 
+from json import JSONDecodeError
 from pathlib import Path
 from typing import Any
 
 import yaml
 from mmengine.config import Config
 from mmengine.config.lazy import LazyAttr, LazyObject
-from mmengine.fileio import YamlHandler, register_handler
+from mmengine.fileio import YamlHandler, load, register_handler
+
+from .checkpoint_file import Inflated, check_content
 
 KINDS = ('.py', '.json', '.yml', '.yaml')
 NAMES = ('type', 'constructor')  # keys whose classes a registry finds by import path
 
 
 class NotPlain(ValueError):
-    """YAML that names Python objects, or none at all."""
+    """YAML that names Python objects, or far more than it holds, or none at all."""
 
 
 class _DataAndTuples(yaml.SafeLoader):
@@ -37,9 +40,12 @@ class PlainYaml(YamlHandler):
     def load_from_fileobj(self, file: Any, **kwargs: Any) -> Any:
         """See ``mmengine.fileio``."""
         try:
-            return yaml.load(file, Loader=_DataAndTuples)  # nosec B506: a SafeLoader
-        except yaml.YAMLError as error:
+            text = file.read()
+            loaded = yaml.load(text, Loader=_DataAndTuples)  # nosec B506: a SafeLoader
+            check_content(loaded, len(text))  # lists that name each other
+        except (yaml.YAMLError, RecursionError, Inflated) as error:
             raise NotPlain(' '.join(str(error).split())) from error
+        return loaded
 
 
 def load_config(path: str | Path) -> Config:
@@ -57,15 +63,18 @@ def load_config(path: str | Path) -> Config:
     Raises:
         FileNotFoundError: there is none.
         OSError: a file of another kind.
-        ValueError: YAML that is more than data.
+        ValueError: JSON or YAML that is damaged, more than data, or no mapping.
     """
     if not str(path).startswith('eiclip_mm::'):
         _check(Path(path))
     try:
+        if Path(path).suffix != '.py' and not isinstance(load(path), dict):
+            raise NotPlain('its top level is no mapping of names to settings')
         config = Config.fromfile(path)
-    except NotPlain as error:
+    except (NotPlain, JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(
-            f'config {path} is no plain YAML ({error}); write what needs Python as a .py config.'
+            f'config {path}, or one in its _base_, is no plain YAML or JSON ({error}); mend it, or '
+            'write it as a .py config.'
         ) from error
     # to_dict would make text of every imported value
     return Config(_named(config._to_lazy_dict()), filename=config.filename)

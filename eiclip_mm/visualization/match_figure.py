@@ -9,6 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.colors import TwoSlopeNorm
 from matplotlib.figure import Figure
 
+from eiclip_mm.utils.whole_file import whole_file
+
 from .left_out import LeftOut
 
 FOR, AGAINST = '#b2182b', '#2166ac'  # the ends of the map of colours, RdBu
@@ -31,6 +33,9 @@ def match_figure(
         parts: of the product, see :func:`~.left_out.left_out`.
         title: one line above.
         path: the file. The same picture gives the same SVG.
+
+    Raises:
+        OSError: it cannot be written; a file that was there is as it was.
     """
     rows = _rows(parts)
     photos = len(maps) + 1
@@ -48,9 +53,9 @@ def match_figure(
         own.set_axis_off()
     _bars(bars, rows)
     figure.suptitle(title, fontsize='medium', parse_math=False)
-    with matplotlib.rc_context({'svg.hashsalt': path.name}):
-        metadata = {'Date': None} if path.suffix == '.svg' else None
-        figure.savefig(path, dpi=150, metadata=metadata)
+    metadata = {'Date': None} if path.suffix == '.svg' else None
+    with whole_file(path) as file, matplotlib.rc_context({'svg.hashsalt': path.name}):
+        figure.savefig(file, format=path.suffix[1:], dpi=150, metadata=metadata)
 
 
 def _rows(parts: Sequence[LeftOut]) -> list[tuple[LeftOut, LeftOut | None]]:

@@ -1,8 +1,8 @@
 """Sense probe: what a name means to a model, every day or in the catalogue."""
 
 import argparse
-import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import torch
 from _diagnose import (
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from eiclip_mm.evaluation.diagnostics import auc
 from eiclip_mm.models import EICLIP, OpenCLIP
+from eiclip_mm.utils.untrusted import read_json
 
 
 def sense(cfg: Config, args: argparse.Namespace) -> tuple[dict, list]:
@@ -90,11 +91,7 @@ def everyday(
     """Which everyday pictures show a name's everyday sense, and what models make of them."""
     if args.truth is None:
         return {}, []
-    with open(args.truth, encoding='utf-8') as file:
-        brands = json.load(file).get('brands', {})
-    if not brands:
-        raise ValueError(f'{args.truth} names no brands; give truth.json of the mini Fashion-Gen.')
-    phrases = {name: brand['everyday'] for name, brand in brands.items()}
+    phrases = read_truth(args.truth, 'brands', 'everyday')
     dataset = dataset_of(cfg, ann_file='general.h5', fold='all')
     captions = [fields['description'] for fields, _ in texts_of(dataset)]
     daily = {
@@ -103,6 +100,29 @@ def everyday(
         if phrase
     }
     return daily, embed_photos(cfg, models, dataset)
+
+
+def read_truth(path: str | Path, part: str, field: str) -> dict[str, str | None]:
+    """A field of each name in a part of truth.json; None where it has none.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no truth.json of the mini Fashion-Gen.
+    """
+    if not Path(path).is_file():  # a pipe would never end
+        raise FileNotFoundError(
+            f'--truth: {path} is not there, or no file; give truth.json of the mini Fashion-Gen.'
+        )
+    truth = read_json(path)
+    try:
+        found = {name: about.get(field) for name, about in truth[part].items()}
+    except (AttributeError, KeyError, TypeError):  # other lists and objects than ours
+        found = {}
+    if not found or not all(isinstance(value, str | None) for value in found.values()):
+        raise ValueError(
+            f'{path} names no {part} with their {field!r}; give truth.json of the mini Fashion-Gen.'
+        )
+    return found
 
 
 def told_senses(found: Mapping, kinds: Sequence[str], photos: int) -> tuple[dict, list]:

@@ -8,6 +8,7 @@ same answer. Whether training again would is a question for several seeds.
 
 import argparse
 import json
+import os
 from dataclasses import asdict
 from glob import glob, has_magic
 from pathlib import Path
@@ -105,7 +106,8 @@ def dumps(text: str) -> list[str]:
         if not matches:
             raise ValueError(f'no embeddings match {part!r}')
         found += matches
-    if len({Path(path).resolve() for path in found}) < len(found):
+    # not Path.resolve, which raises where links go round
+    if len(set(map(os.path.realpath, found))) < len(found):
         raise ValueError(f'a dump is given twice in {found}; a mean over seeds takes each once')
     return found
 

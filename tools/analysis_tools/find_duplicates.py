@@ -21,9 +21,10 @@ from tqdm import tqdm
 import eiclip_mm  # noqa: F401  (checks the installation)
 from eiclip_mm.datasets import LoadProductImage, ProductDataset
 from eiclip_mm.datasets.photo_check import records_alone
+from eiclip_mm.evaluation.report import check_writable
 from eiclip_mm.registry import DATASETS
 from eiclip_mm.utils import load_config
-from eiclip_mm.utils.sentence import told
+from eiclip_mm.utils.sentence import refusals_told, told
 from eiclip_mm.utils.whole_file import write_whole_text
 
 SIDE = 8  # of the small photo, in cells
@@ -68,6 +69,7 @@ class _Described:
         return describe(Image.fromarray(self.load(dict(self.images[i]))['img']))
 
 
+@refusals_told()
 def main(argv: list[str] | None = None) -> None:
     """Compare the two splits of a config and write what they share."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -80,10 +82,11 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if not 0 <= args.distance <= 64:
         parser.error(f'--distance is a number of bits from 0 to 64, got {args.distance}')
-    try:
-        cfg = load_config(args.config)
-    except OSError as error:
-        raise SystemExit(str(error)) from error
+    if args.workers < 0:
+        parser.error(f'--workers is a number of processes, 0 or more, got {args.workers}')
+    cfg = load_config(args.config)
+    if args.out:
+        check_writable(args.out)
     init_default_scope('eiclip_mm')
     datasets = {split: build(cfg, split) for split in ('train', 'test')}
     train, test = (read(dataset, s, args.workers) for s, dataset in datasets.items())
@@ -93,7 +96,6 @@ def main(argv: list[str] | None = None) -> None:
     report(result, test, train, twin)
     if args.out:
         with told(args.out):
-            args.out.parent.mkdir(parents=True, exist_ok=True)
             write_whole_text(args.out, json.dumps(result, indent=1) + '\n')
         print(f'written to {args.out}')
 

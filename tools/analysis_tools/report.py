@@ -6,6 +6,7 @@ doubtful about it. --out writes the same as Markdown, JSON, CSV and LaTeX.
 
 import argparse
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -41,6 +42,7 @@ from eiclip_mm.evaluation.rows import (
     slice_rows,
 )
 from eiclip_mm.utils.sentence import told
+from eiclip_mm.utils.untrusted import read_json
 from eiclip_mm.utils.whole_together import whole_files
 
 DRAWN = re.compile(', (all queries|seed \\d+)')  # changes no expectation
@@ -138,7 +140,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def read_dumps(paths: Sequence[str]) -> dict[str, Embeddings]:
     """Embeddings by the name of their row: config and seed of the card, or the path."""
-    if len({Path(path).resolve() for path in paths}) < len(paths):
+    # not Path.resolve, which raises where links go round
+    if len(set(map(os.path.realpath, paths))) < len(paths):
         raise ValueError(f'a dump is given twice in {paths}; give each once')
     dumps = [Embeddings.load(path) for path in paths]
     names = []
@@ -152,9 +155,18 @@ def read_dumps(paths: Sequence[str]) -> dict[str, Embeddings]:
 
 
 def read_duplicates(path: Path) -> dict:
-    """What find_duplicates.py wrote."""
+    """What find_duplicates.py wrote.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is another one.
+    """
+    if not path.is_file():  # a pipe would never end
+        raise FileNotFoundError(
+            f'--duplicates: {path} is not there, or no file; write it with find_duplicates.py --out'
+        )
+    found = read_json(path)
     try:
-        found = json.loads(path.read_text(encoding='utf-8'))
         if any(type(product_id) is not int for product_id in found['product_ids']):
             raise ValueError(f'product_ids must be integers, got {found["product_ids"][:5]}')
     except (ValueError, KeyError, TypeError) as error:

@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from _diagnose import checkpoint_path, fill_cache
+from _sense import read_truth
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner, load_checkpoint
@@ -107,10 +108,10 @@ def trained(cfg: Config, checkpoint: str) -> EICLIP:
 
 def read_roles(path: Path, types: Sequence[str]) -> dict[str, str]:
     """What each type was planted as."""
-    planted = json.loads(path.read_text(encoding='utf-8'))['types']
-    if missing := [type_ for type_ in types if type_ not in planted]:
-        raise ValueError(f'{path} tells nothing of {missing}, only of {sorted(planted)}.')
-    return {type_: planted[type_]['role'] for type_ in types}
+    roles = {type_: role for type_, role in read_truth(path, 'types', 'role').items() if role}
+    if missing := [type_ for type_ in types if type_ not in roles]:
+        raise ValueError(f'{path} tells nothing of {missing}, only of {sorted(roles)}.')
+    return {type_: roles[type_] for type_ in types}
 
 
 def study(cfg: Config, model: EICLIP, batches: DataLoader, checkpoint: str) -> dict:

@@ -12,6 +12,7 @@ from _photos import image_size
 from tqdm import tqdm
 
 from eiclip_mm.apis.tables import SEVERAL, cells, is_missing, values
+from eiclip_mm.datasets.coco_products import leads_out
 from eiclip_mm.structures import clean_text
 
 
@@ -78,7 +79,7 @@ def readable(cell: str, images: Path, skip, **at) -> Iterator[dict]:
     if not names:
         skip('no photo is named', **at)
     for name in dict.fromkeys(names):
-        if os.path.isabs(name) or name.split(os.sep)[0] == os.pardir:
+        if leads_out(name):
             skip('photo lies outside of --images', **at, photo=name)
             continue
         path = images / name

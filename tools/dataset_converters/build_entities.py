@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise SystemExit(f'--keywords: found {args.keywords}, expected 1 or more, or 0 for none.')
     try:
         cfg = load_config(args.config)
-    except OSError as error:
+    except (ValueError, OSError) as error:
         raise SystemExit(str(error)) from error
     if args.on_error:
         cfg.train_dataloader.dataset.on_error = args.on_error

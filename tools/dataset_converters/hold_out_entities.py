@@ -23,6 +23,7 @@ from eiclip_mm.datasets.photo_check import records_alone
 from eiclip_mm.registry import DATASETS
 from eiclip_mm.structures import EntityVocab, entity_key
 from eiclip_mm.utils import load_config
+from eiclip_mm.utils.sentence import refusals_told
 from eiclip_mm.utils.whole_file import write_whole_text
 from eiclip_mm.utils.whole_together import check_empty, whole_folder
 
@@ -33,6 +34,7 @@ OPTIONS = """--cfg-options \\
     test_dataloader.dataset.data_root={out} test_dataloader.dataset.ann_file=val_unseen.json"""
 
 
+@refusals_told()
 def main(argv: list[str] | None = None) -> None:
     """Choose the entities, write the three files, say how they are used."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -48,10 +50,7 @@ def main(argv: list[str] | None = None) -> None:
         check_empty(args.out)
     except OSError as error:
         raise SystemExit(f'--out: {error}') from error
-    try:
-        cfg = load_config(args.config)
-    except OSError as error:
-        raise SystemExit(str(error)) from error
+    cfg = load_config(args.config)
     init_default_scope('eiclip_mm')
     datasets = {split: build(cfg, split) for split in ('train', 'test')}
     products = {split: held(d, args.type, args.share) for split, d in datasets.items()}

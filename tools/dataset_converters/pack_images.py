@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> None:
         raise SystemExit(f'--size must be at least 1 pixel, got {args.size}.')
     try:
         cfg = load_config(args.config)
-    except OSError as error:
+    except (ValueError, OSError) as error:
         raise SystemExit(str(error)) from error
     init_default_scope('eiclip_mm')
     loaders = [cfg.get(f'{split}_dataloader') for split in args.splits]

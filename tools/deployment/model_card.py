@@ -7,9 +7,9 @@ checkpoint cannot know, such as who may use the weights, is asked or left for yo
 """
 
 import argparse
-import json
 from collections.abc import Mapping
 from pathlib import Path
+from types import UnionType
 
 import torch
 from mmengine.config import Config
@@ -17,14 +17,17 @@ from mmengine.config import Config
 import eiclip_mm
 from eiclip_mm.apis import EICLIPInferencer, open_checkpoint
 from eiclip_mm.apis.checkpoint import Checkpoint
+from eiclip_mm.evaluation.rows import card_part
 from eiclip_mm.models import EICLIP
 from eiclip_mm.utils.sentence import told
+from eiclip_mm.utils.untrusted import read_json
 from eiclip_mm.utils.whole_file import write_whole_text
 
 from huggingface_hub import EvalResult, ModelCardData  # isort: skip  (open_clip brings it)
 
 SHOWN = ('R@1', 'R@5', 'R@10', 'MRR', 'median_rank')
 DIRECTIONS = dict(i2t='photo to text', t2i='text to photo')
+NEEDED = dict(data=('dataset', 'file'), model=('config',))  # of a protocol card
 CONFIG = ('model', 'optim_wrapper', 'param_scheduler', 'train_cfg', 'custom_hooks')
 ABOUT = dict(
     EICLIP='EI-CLIP: two CLIP towers for photos and texts of products; CE-Selector weighs the '
@@ -68,7 +71,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     try:
         opened = open_checkpoint(args.checkpoint)
-        results, cards = merged(args.results), merged(args.cards)
+        results, cards = merged(args.results, int | float), merged(args.cards, dict)
         check_cards(results, cards, opened)
         encoder = EICLIPInferencer(args.checkpoint, device='cpu')
         text = model_card(opened, encoder, results, cards, args.license)
@@ -79,27 +82,45 @@ def main(argv: list[str] | None = None) -> None:
     print(f'{args.out} is written; read it before you hand it on')
 
 
-def merged(paths: list[Path]) -> dict:
-    """The entries of several JSON files."""
+def merged(paths: list[Path], kind: type | UnionType) -> dict:
+    """The entries of several JSON files.
+
+    Args:
+        paths: of the files, each an object.
+        kind: of its values.
+
+    Raises:
+        FileNotFoundError: one is not there.
+        ValueError: one is no JSON, or other lists and objects.
+    """
     found = {}
     for path in paths:
-        try:
-            found |= json.loads(path.read_text(encoding='utf-8'))
-        except (ValueError, TypeError) as error:
-            raise ValueError(f'{path} is no JSON file of tools/test.py: {error}') from error
+        if not path.is_file():  # a pipe would never end
+            raise FileNotFoundError(f'{path} is not there, or no file; give one of tools/test.py.')
+        content = read_json(path)
+        if not isinstance(content, dict) or not all(isinstance(v, kind) for v in content.values()):
+            raise ValueError(
+                f'{path} is not what tools/test.py writes: --results are an object of numbers, '
+                '--cards one of objects.'
+            )
+        found |= content
     return found
 
 
 def check_cards(results: Mapping, cards: Mapping, opened: Checkpoint) -> None:
     """Refuse numbers of another checkpoint, or of which nobody knows what they rest on."""
     for name, card in cards.items():
-        sha256 = card.get('model', {}).get('checkpoint_sha256')
+        sha256 = card_part(card, 'model').get('checkpoint_sha256')
         if sha256 != opened.sha256:
             raise ValueError(
                 f'the protocol card of {name} is of another checkpoint: sha256 {sha256!s:.12}, '
                 f'here {opened.sha256:.12}. Test this one with tools/test.py, or give its '
                 '--results and --cards.'
             )
+        parts = ((part, key) for part, keys in NEEDED.items() for key in keys)
+        lost = [f'{part}.{key}' for part, key in parts if key not in card_part(card, part)]
+        if lost:
+            raise ValueError(f'the protocol card of {name} lacks {lost}; test anew: tools/test.py.')
     bare = [key for key in results if not key.startswith(tuple(f'{name}/' for name in cards))]
     if bare:
         raise ValueError(f'results {bare[:3]} have no protocol card; give --cards of the test.')
@@ -153,7 +174,7 @@ def head(encoder: EICLIPInferencer, results: Mapping, cards: Mapping, licence: s
 
 def title(opened: Checkpoint, cards: Mapping) -> str:
     """The experiment where a test says which, else the file."""
-    names = {card['model']['config'] for card in cards.values()}
+    names = {str(card['model']['config']) for card in cards.values()}
     return ', '.join([*sorted(names), opened.path.name])
 
 

@@ -117,6 +117,7 @@ def serve(app: FastAPI, args: argparse.Namespace) -> None:
         app,
         http=connection(limits_of(args)),
         ws='none',
+        proxy_headers=False,  # any client of this machine could say that it is another one
         log_level='warning',
         access_log=False,  # the service writes its own line
         timeout_graceful_shutdown=int(args.timeout_s) + 5,  # by then all have their answer or 504

@@ -11,6 +11,7 @@ data are the same.
 """
 
 import argparse
+import os
 import re
 import shlex
 import sys
@@ -47,7 +48,16 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     add('--trust', action='store_true', help='run a config that is not the one recorded')
     help_ = 'largest relative difference of a metric, loss or weight that is no failure'
     add('--tolerance', type=float, default=0.0, help=help_)
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if not 0 <= args.tolerance < float('inf'):
+        parser.error(f'--tolerance is {args.tolerance}; give a number from 0 on, such as 0.01')
+    args.out = args.out or args.work_dir / 'reproduced'
+    # not Path.resolve, which raises where links go round
+    if os.path.realpath(args.out) == os.path.realpath(args.work_dir):
+        parser.error(
+            f'{args.out} is {args.work_dir} itself, so nothing would be trained; give another --out'
+        )
+    return args
 
 
 @ends_at_once('the same command goes on from here')
@@ -75,9 +85,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             f'The training in {args.work_dir} did not end, so there is nothing to compare with: '
             'finish it with tools/train.py CONFIG --resume auto.'
         )
-    out = args.out or args.work_dir / 'reproduced'
-    again = train_again(starts, paths, out, now)
-    same = report(compare(args.work_dir, starts, out, again), args.tolerance)
+    again = train_again(starts, paths, args.out, now)
+    same = report(compare(args.work_dir, starts, args.out, again), args.tolerance)
     raise SystemExit(not same)
 
 
@@ -108,7 +117,7 @@ def checked_config(work_dir: Path, start: dict, trust: bool) -> Path:
         SystemExit: it is not there, or not to be run.
     """
     path = work_dir / start['config']['file']
-    if not path.resolve().is_relative_to(work_dir.resolve()):
+    if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(work_dir)):
         raise SystemExit(f'The record names a config outside of {work_dir}: {path}; not run.')
     if not path.is_file():
         raise SystemExit(f'{path}, the config of the start at {start["time"]}, is not there.')

@@ -65,10 +65,24 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def queries(args: argparse.Namespace) -> list[str | Path]:
-    """What asks: words, or the path of a photo."""
+    """What asks: words, or the path of a photo.
+
+    Raises:
+        FileNotFoundError: there is no file of queries.
+        ValueError: it is not UTF-8, or holds none.
+    """
     if not args.queries:
         return [args.query if args.image is None else args.image]
-    lines = args.queries.read_text(encoding='utf-8-sig').splitlines()
+    if not args.queries.is_file():  # a pipe would never end
+        raise FileNotFoundError(
+            f'--queries: {args.queries} is not there, or no file; write a query a line.'
+        )
+    try:
+        lines = args.queries.read_text(encoding='utf-8-sig').splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f'{args.queries} is not UTF-8 ({error.reason}, byte {error.start}); save it as UTF-8.'
+        ) from error
     found = [line.strip() for line in lines if line.strip()]
     if not found:
         raise ValueError(f'{args.queries} has no query; write one a line.')

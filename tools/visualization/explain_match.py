@@ -132,7 +132,8 @@ def draw(path: Path, pixels: np.ndarray, maps: Mapping, parts: Sequence, title: 
         from eiclip_mm.visualization.match_figure import match_figure
     except ImportError as error:
         raise ImportError("pictures need matplotlib: pip install 'eiclip_mm[report]'") from error
-    match_figure(pixels, maps, parts, title if len(title) < 100 else title[:99] + '…', path)
+    with told(path):
+        match_figure(pixels, maps, parts, title if len(title) < 100 else title[:99] + '…', path)
     print(f'\nthe picture is in {path}')
 
 
