@@ -3,14 +3,17 @@
 import inspect
 import itertools
 import math
+from functools import partial
 
 import pytest
 import references_models as references
 import tiny
 import torch
 import torch.nn.functional as F
+from mmengine.optim import build_optim_wrapper
 
 from eiclip_mm.models import (
+    AttentionCESelector,
     CESelector,
     EffectCESelector,
     GatedCESelector,
@@ -23,7 +26,8 @@ from eiclip_mm.models.causal_effects import bootstrap_interval
 from eiclip_mm.models.entity_table import EntityTable
 from eiclip_mm.structures import EntityVocab
 
-ALL = (KeepAll, KeepNone, GatedCESelector, EffectCESelector)
+ATTENTION = partial(AttentionCESelector, dim=8)
+ALL = (KeepAll, KeepNone, GatedCESelector, EffectCESelector, ATTENTION)
 # products: two brands' values, unknown, one of each, nothing known
 IDS = torch.tensor([[[1, 3], [2, 0]], [[0, 0], [1, 2]], [[2, 0], [1, 0]], [[0, 0], [0, 0]]])
 TEXT = torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
@@ -229,6 +233,58 @@ class TestGated:
         model = tiny.model(selector=dict(type='GatedCESelector'), gate_price=0.7)
         losses = model(**tiny.batch(model), mode='loss')
         assert losses['loss_gate'].item() == pytest.approx(0.7 * start)
+
+
+class TestAttention:
+    def test_equals_loops(self):
+        selector = tiny.randomised(ATTENTION(tiny.VOCAB), 2.0)
+        weights = selector(TEXT * 5, IDS)  # the length of a text feature does not matter
+        first = dict(zip(tiny.VOCAB.types, (0, 3), strict=True))
+        for i, product in enumerate(IDS.tolist()):
+            text = [x / math.hypot(*TEXT[i].tolist()) for x in TEXT[i].tolist()]
+            for k, type_ in enumerate(tiny.VOCAB.types):
+                for m, id_ in enumerate(product[k]):
+                    if not id_:
+                        continue
+                    entity = selector.entity_embedding[first[type_] + id_].tolist()
+                    logit = selector.type_logit[k].item()
+                    logit += sum(a * b for a, b in zip(text, entity, strict=True))
+                    expected = 1 / (1 + math.exp(-logit))
+                    assert weights[i, k, m].item() == pytest.approx(expected, rel=1e-4)
+
+    def test_begins_the_same_for_all_and_learns_of_the_text(self):
+        model = tiny.model(
+            selector=dict(type='AttentionCESelector', dim=32, init_logit=1.0), entity_loss_weight=0
+        )
+        tiny.randomised(model.learner, 0.2)
+        data = tiny.batch(model)
+        with torch.no_grad():
+            text = model.towers.encode_text(data['text'])
+        start = model.selector(text, data['entity_ids'])
+        torch.testing.assert_close(start, torch.full_like(start, 1 / (1 + math.exp(-1))))
+        tiny.total(model(**data, mode='loss')).backward()
+        assert (model.selector.type_logit.grad != 0).all()
+        reached = model.selector.entity_embedding.grad.abs().sum(1) > 0
+        seen = model.selector.table.rows(data['entity_ids']).unique()
+        assert set(reached.nonzero()[:, 0].tolist()) == set(seen[seen > 0].tolist())
+
+    def test_another_width_is_refused(self):
+        with pytest.raises(ValueError, match='text features have 8 numbers, not dim=4'):
+            AttentionCESelector(tiny.VOCAB, dim=4)(TEXT, IDS)
+
+    def test_what_is_no_matrix_of_weights_does_not_decay(self):
+        model = tiny.model(selector=dict(type='AttentionCESelector', dim=32))
+        wrapper = build_optim_wrapper(
+            model,
+            dict(
+                constructor='TowerLrConstructor',
+                paramwise_cfg=dict(lr_mult={}),
+                optimizer=dict(type='AdamW', lr=0.1, weight_decay=0.5),
+            ),
+        )
+        own = {id(p) for p in model.selector.parameters()}
+        groups = [g for g in wrapper.optimizer.param_groups if own & {*map(id, g['params'])}]
+        assert groups and all(group['weight_decay'] == 0 for group in groups)
 
 
 class TestBootstrap:
@@ -477,4 +533,5 @@ class TestChoose:
 
 def test_selectors_see_no_image():
     for kind in ALL:
+        kind = getattr(kind, 'func', kind)
         assert list(inspect.signature(kind.forward).parameters) == ['self', 'text', 'entity_ids']

@@ -182,9 +182,9 @@ class TestVocabulary:
 
 
 def test_state_dict_round_trip():
-    for selector in ('KeepAll', 'EffectCESelector', 'GatedCESelector'):
+    for selector in ('KeepAll', 'EffectCESelector', 'GatedCESelector', 'AttentionCESelector'):
         changes = dict(
-            selector=dict(type=selector),
+            selector=tiny.selector(selector),
             learner=dict(type='EALearner', prior='learned', num_learned=2),
         )
         source = tiny.randomised(tiny.model(**changes), 0.1).eval()

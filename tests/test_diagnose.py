@@ -33,7 +33,7 @@ import _swap
 import diagnose
 import hold_out_entities
 
-SELECTORS = ('KeepAll', 'KeepNone', 'GatedCESelector', 'EffectCESelector')
+SELECTORS = ('KeepAll', 'KeepNone', 'GatedCESelector', 'AttentionCESelector', 'EffectCESelector')
 NEW = dict(brand=['Canada Goose'], composition=['wool'])
 
 
@@ -101,7 +101,7 @@ def trained(selector: str = 'KeepAll', **learner):
     """A model of drawn weights, as after training."""
     learner = dict(type='EALearner') | learner
     return tiny.randomised(
-        tiny.model(selector=dict(type=selector), learner=learner), scale=0.1
+        tiny.model(selector=tiny.selector(selector), learner=learner), scale=0.1
     ).eval()
 
 

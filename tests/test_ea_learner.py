@@ -246,13 +246,15 @@ class TestFusion:
         reached = made.learned.grad[0].abs().sum(-1) > 0
         assert reached.tolist() == [False, True, False, True, True, True]  # entity 2 has no weight
 
-    @pytest.mark.parametrize('selector', ['KeepAll', 'EffectCESelector', 'GatedCESelector'])
+    @pytest.mark.parametrize(
+        'selector', ['KeepAll', 'EffectCESelector', 'GatedCESelector', 'AttentionCESelector']
+    )
     @pytest.mark.parametrize('expectation', ['nwgm', 'exact'])
     @pytest.mark.parametrize('prior', ['uniform', 'frequency', 'learned'])
     def test_autocast(self, selector, expectation, prior):
         """Text features come in bfloat16 then, gates and tables do not."""
         model = tiny.model(
-            selector=dict(type=selector),
+            selector=tiny.selector(selector),
             learner=dict(type='EALearner', expectation=expectation, prior=prior),
         )
         tiny.randomised(model.learner, 0.2)

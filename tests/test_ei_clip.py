@@ -12,7 +12,7 @@ from mmengine.optim import OptimWrapper
 from eiclip_mm.models import EICLIP, OpenCLIP
 from eiclip_mm.models.ei_clip import unbatch
 
-SELECTORS = ('KeepAll', 'KeepNone', 'EffectCESelector', 'GatedCESelector')
+SELECTORS = ('KeepAll', 'KeepNone', 'EffectCESelector', 'GatedCESelector', 'AttentionCESelector')
 
 
 @pytest.fixture(scope='module', params=['clip', 'bert'])
@@ -39,7 +39,7 @@ class TestStepZero:
     def test_it_is_clip_to_the_bit(self, selector, architecture):
         model = tiny.model(
             towers=dict(model=architecture),
-            selector=dict(type=selector),
+            selector=tiny.selector(selector),
             learner=dict(type='EALearner', num_learned=2, prior='learned'),
         ).eval()
         clip = plain_open_clip(model, architecture)
@@ -125,7 +125,7 @@ class TestEntities:
     @pytest.mark.parametrize('expectation', ['nwgm', 'exact'])
     def test_training_makes_them_matter(self, selector, expectation):
         model = tiny.model(
-            selector=dict(type=selector),
+            selector=tiny.selector(selector),
             learner=dict(type='EALearner', expectation=expectation, prior='learned'),
         )
         data = tiny.batch(model)

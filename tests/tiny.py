@@ -54,6 +54,10 @@ def bert_architecture(tmp_path_factory) -> dict:
     return dict(ARCHITECTURE, text_cfg=text_cfg)
 
 
+def selector(name: str) -> dict:
+    return dict(type=name) | (dict(dim=32) if name == 'AttentionCESelector' else {})
+
+
 def tokenizer(**changes) -> dict:
     return (
         dict(

@@ -4,6 +4,7 @@ import mmpretrain.models  # noqa: F401  (fills the parent registries; a child do
 
 from .causal_effects import causal_effects
 from .ce_selector import (
+    AttentionCESelector,
     CESelector,
     EffectCESelector,
     GatedCESelector,
@@ -21,6 +22,7 @@ from .towers import OpenCLIPTowers
 
 __all__ = [
     'EICLIP',
+    'AttentionCESelector',
     'CESelector',
     'EALearner',
     'EffectCESelector',

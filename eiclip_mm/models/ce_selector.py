@@ -127,6 +127,34 @@ class GatedCESelector(CESelector):
 
 
 @MODELS.register_module()
+class AttentionCESelector(CESelector):
+    """A weight for each entity of each product, by how it goes with the product's text.
+
+    w = σ(α_k + ⟨t / |t|, e_a⟩), with α_k of the type and e_a of the entity, trained with the loss.
+    Entities do not compete, so this is attention without a softmax. Source: ours.
+
+    Args:
+        vocab: the entities.
+        dim: D of the text features.
+        init_logit: first value of α; all e_a begin at 0, so that the text has no say at first.
+    """
+
+    def __init__(self, vocab: EntityVocab, dim: int, init_logit: float = 2.0):
+        super().__init__(vocab)
+        self.type_logit = nn.Parameter(torch.full((len(vocab.types),), float(init_logit)))
+        self.entity_embedding = nn.Parameter(torch.zeros(self.table.num_rows, dim))
+
+    def forward(self, text: Tensor, entity_ids: Tensor) -> Tensor:
+        """See :class:`CESelector`."""
+        dim = self.entity_embedding.shape[1]
+        if text.shape[-1] != dim:
+            raise ValueError(f'text features have {text.shape[-1]} numbers, not dim={dim}.')
+        keys = self.entity_embedding[self.table.rows(entity_ids)]  # (B, K, M, D)
+        fit = torch.einsum('bd,bkmd->bkm', F.normalize(text, dim=-1).to(keys.dtype), keys)
+        return (self.type_logit[:, None] + fit).sigmoid()
+
+
+@MODELS.register_module()
 class EffectCESelector(CESelector):
     """Keeps the entities whose measured causal effect on retrieval is positive.
 

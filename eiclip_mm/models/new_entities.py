@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from eiclip_mm.structures import EntityVocab
 
-from .ce_selector import CESelector, EffectCESelector, GatedCESelector
+from .ce_selector import AttentionCESelector, CESelector, EffectCESelector, GatedCESelector
 from .ea_learner import EALearner
 from .ei_clip import EICLIP, read_names
 from .entity_table import EntityTable
@@ -122,6 +122,9 @@ def drop_entities(model: EICLIP, tokenizer: Any) -> None:
     if isinstance(selector, GatedCESelector):
         logit = selector.entity_logit
         selector.entity_logit = nn.Parameter(logit[kept], logit.requires_grad)
+    elif isinstance(selector, AttentionCESelector):
+        vectors = selector.entity_embedding
+        selector.entity_embedding = nn.Parameter(vectors[kept], vectors.requires_grad)
     elif isinstance(selector, EffectCESelector):
         selector.weight = selector.weight[kept]
     selector.vocab = vocab
@@ -199,7 +202,7 @@ def _check(model: EICLIP, tokenizer: Any) -> None:
 
 def _check_selector(selector: CESelector) -> None:
     tables = set(selector.state_dict())
-    if tables - {'weight', 'type_logit', 'entity_logit'}:
+    if tables - {'weight', 'type_logit', 'entity_logit', 'entity_embedding'}:
         raise TypeError(
             f'{type(selector).__name__} has tables {sorted(tables)}; which row is whose in them is '
             'not known here. Take a selector of ce_selector.py.'
@@ -238,6 +241,10 @@ def _grow_selector(selector: CESelector, vocab: EntityVocab, kept: Tensor, added
     if isinstance(selector, GatedCESelector):
         logit = _grown(selector.entity_logit[:, None], kept, added, 0.0)[:, 0]  # the type's own
         selector.entity_logit = nn.Parameter(logit, selector.entity_logit.requires_grad)
+    elif isinstance(selector, AttentionCESelector):
+        vectors = _grown(selector.entity_embedding, kept, added, 0.0)  # the type's own
+        trained = selector.entity_embedding.requires_grad
+        selector.entity_embedding = nn.Parameter(vectors, trained)
     elif isinstance(selector, EffectCESelector):
         weight = _grown(selector.weight[:, None], kept, added, 0.0)[:, 0]
         for rows in EntityTable(vocab).of_type:
