@@ -339,6 +339,21 @@ class TestSelect:
         kept = [value > 0 for value in brand['names'].values()]
         assert selector.weight[1:4].bool().tolist() == kept and brand['entities'] == [sum(kept), 3]
 
+    def test_intervals_of_entities_equal_loops(self):
+        effects, ids = effects_case()
+        selector = EffectCESelector(tiny.VOCAB, shrinkage=3.0, confidence=0.9)
+        brand, composition = selector.select(effects, ids, seed=5)
+        draws = torch.randint(40, (500, 40), generator=torch.Generator().manual_seed(5)).tolist()
+        for k, row in enumerate((brand, composition)):
+            for a, name in enumerate(tiny.VOCAB.names[row['type']], 1):
+                values = [
+                    references.shrunken(effects[d].tolist(), ids[d].tolist(), k, a, 3.0)
+                    for d in draws
+                ]
+                expected = torch.tensor(values).quantile(torch.tensor([0.05, 0.95]))
+                assert row['intervals'][name] == pytest.approx(expected.tolist(), abs=1e-5)
+                assert row['intervals'][name][0] < row['names'][name] < row['intervals'][name][1]
+
     def test_several_values_count_once_each(self):
         effects = torch.tensor([[1.0, 0.0], [0.0, 0.0]])
         ids = torch.tensor([[[1, 1], [0, 0]], [[1, 2], [0, 0]]])

@@ -172,7 +172,7 @@ def test_synthetic_train_against_itself(tmp_path, capsys):
 def test_unreadable_photo(case):
     folder, run = case
     (folder / 'other.jpg').write_bytes(b'no photo')
-    with pytest.raises(ValueError, match=r'other\.jpg is not an image that can be decoded'):
+    with pytest.raises(SystemExit, match=r'other\.jpg is not an image that can be decoded'):
         run()
 
 

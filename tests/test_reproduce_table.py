@@ -83,7 +83,7 @@ def sum_r(path):
 
 def effect(kept, names):
     return dict(type='brand', effect=0.1, low=-0.1, high=0.2, kept=kept, entities=[1, 2]) | dict(
-        names=names
+        names=names, intervals={name: [value - 1, value + 1] for name, value in names.items()}
     )
 
 
@@ -188,7 +188,12 @@ def test_what_is_missing_is_said(finished, table, tmp_path):
 def test_effects_are_means_over_seeds(written):
     (row,) = written[1]['effects']
     assert row['kept_in'] == 1 and len(row['by_seed']) == 2
-    assert row['most'][0] == ['n24', 2.9] and row['least'][-1] == ['n0', 0.5]
+    assert row['most'][0] == ['n24', 2.9, [[1.4, 3.4], [2.4, 4.4]]]
+    assert row['least'][-1] == ['n0', 0.5, [[-1.0, 1.0], [0.0, 2.0]]]
+    page = (written[0] / 'mini.md').read_text(encoding='utf-8')
+    (line,) = [line for line in page.splitlines() if ' n24 ' in line]
+    cells = [cell.strip() for cell in line.split('|')[1:-1]]
+    assert cells == ['brand', 'n24', '+2.9000', '+1.4000 … +3.4000; +2.4000 … +4.4000']
     assert len(row['most']) == len(row['least']) == 10
 
 

@@ -11,3 +11,4 @@ model = dict(
     )
 )
 custom_hooks = _base_.custom_hooks[:-1]
+compare_with = 'configs/baselines/clip-meta_products.py'

@@ -6,3 +6,4 @@ Parent  eiclip-metadata_products.py; differs in model.learner: the general-domai
 
 _base_ = 'eiclip-metadata_products.py'
 model = dict(learner=dict(num_learned=0))
+compare_with = 'configs/baselines/clip-meta_products.py'

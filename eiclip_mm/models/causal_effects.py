@@ -45,6 +45,39 @@ def bootstrap_interval(values: Tensor, confidence: float, seed: int) -> tuple[Te
     return low, high
 
 
+def entity_effects(
+    effects: Tensor, held: Tensor, shrinkage: float, confidence: float, seed: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Effect of each entity of a type, shrunk towards the type's, with its bootstrap interval.
+
+    Δ_a' = (Σ_i held_ia Δ_i + m mean(Δ)) / (Σ_i held_ia + m); the interval is over products, which
+    are drawn 500 times: one whose entity is not drawn counts as its type.
+
+    Args:
+        effects: Δ (P,) of the type.
+        held: (P, N) 1 where the product has the entity.
+        shrinkage: m.
+        confidence: of the interval.
+        seed: of the draws.
+
+    Returns:
+        three of (N,): the effect, and the ends of its interval.
+    """
+
+    def shrunk(times: Tensor) -> Tensor:
+        """(R, P) how often each product counts -> (R, N)."""
+        mean = (times @ effects / times.sum(1))[:, None]
+        return ((times * effects) @ held + shrinkage * mean) / (times @ held + shrinkage)
+
+    number = len(effects)
+    drawn = torch.randint(number, (500, number), generator=torch.Generator().manual_seed(seed))
+    times = torch.zeros(500, number).scatter_add_(1, drawn, torch.ones(drawn.shape))
+    tail = (1 - confidence) / 2
+    ends = torch.tensor([tail, 1 - tail], dtype=effects.dtype, device=effects.device)
+    low, high = shrunk(times.to(effects)).quantile(ends, dim=0)
+    return shrunk(effects.new_ones(1, number))[0], low, high
+
+
 @torch.no_grad()
 def causal_effects(
     encode: Callable[[Tensor], Tensor],

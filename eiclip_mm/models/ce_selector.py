@@ -17,7 +17,12 @@ from torch import Tensor, nn
 from eiclip_mm.registry import MODELS
 from eiclip_mm.structures import EntityVocab
 
-from .causal_effects import bootstrap_interval, causal_effects, product_features
+from .causal_effects import (
+    bootstrap_interval,
+    causal_effects,
+    entity_effects,
+    product_features,
+)
 from .ei_clip import EICLIP
 from .entity_table import EntityTable
 
@@ -224,7 +229,7 @@ class EffectCESelector(CESelector):
 
         Returns:
             one dict a type: ``type, effect, low, high, kept, entities`` (kept of all), ``names``
-            (the effect Δ_ka' of each entity seen).
+            (the effect Δ_ka' of each entity seen), ``intervals`` (of each of these).
         """
         lows, highs = bootstrap_interval(effects, self.confidence, seed)
         rows = self.table.rows(entity_ids)  # (P, K, M)
@@ -234,16 +239,19 @@ class EffectCESelector(CESelector):
             own = self.table.of_type[k]
             in_type = torch.arange(own.start, own.stop, device=rows.device)
             held = (rows[:, k, :, None] == in_type).any(1).to(effects.dtype)  # (P, N_k)
-            count = held.sum(0)  # (N_k,)
-            shrunk = (held.T @ effects[:, k] + self.shrinkage * effect) / (count + self.shrinkage)
+            own_effects = entity_effects(effects[:, k], held, self.shrinkage, self.confidence, seed)
+            shrunk = own_effects[0]  # (N_k,)
             keep = (shrunk > 0) & (low > 0)
             self.weight[in_type] = keep.to(self.weight.dtype)
-            seen = count.nonzero()[:, 0].tolist()
+            seen = held.any(0).nonzero()[:, 0].tolist()
+            names = self.vocab.names[type_]
+            _, *ends = (x.tolist() for x in own_effects)
             table.append(
                 dict(
                     type=type_, effect=effect, low=low, high=high, kept=low > 0,
                     entities=[int(keep.sum()), len(keep)],
-                    names={self.vocab.names[type_][a]: shrunk[a].item() for a in seen},
+                    names={names[a]: shrunk[a].item() for a in seen},
+                    intervals={names[a]: [end[a] for end in ends] for a in seen},
                 )
             )  # fmt: skip
         return table

@@ -184,7 +184,8 @@ def effects(runs: Sequence[Run]) -> list[dict]:
 
     Returns:
         ``type``, ``effect`` in nats, ``by_seed`` with ``effect``, ``low``, ``high`` and ``kept``,
-        ``kept_in`` how many seeds, and the entities of most and of least effect.
+        ``kept_in`` how many seeds, and the entities of most and of least effect, each with its
+        mean and the interval of each seed that has it.
     """
     found = {}
     for run in runs:
@@ -194,11 +195,14 @@ def effects(runs: Sequence[Run]) -> list[dict]:
                 found.setdefault(row['type'], {})[run.seed] = row
     table = []
     for name, rows in found.items():
-        of = {}
+        of, ends = {}, {}
         for row in rows.values():
             for entity, effect in row.get('names', {}).items():
                 of.setdefault(entity, []).append(effect)
-        means = sorted(((k, float(np.mean(v))) for k, v in of.items()), key=lambda pair: -pair[1])
+                ends.setdefault(entity, []).append(row.get('intervals', {}).get(entity))
+        means = sorted(
+            ((k, float(np.mean(v)), ends[k]) for k, v in of.items()), key=lambda entity: -entity[1]
+        )
         keys = ('effect', 'low', 'high', 'kept')
         table.append(
             dict(

@@ -145,6 +145,7 @@ def markdown(found: Mapping) -> Iterator[str]:
     if found['effects']:
         yield f'### Effects of entity types in row 5\n\n{effects_grid(found["effects"])}'
         yield 'Nats of the log-likelihood of the right photo, on a slice of train.'
+        yield f'The entities of most and of least effect:\n\n{entities_grid(found["effects"])}'
 
 
 def differences_grid(rows: Sequence[Mapping]) -> str:
@@ -178,6 +179,16 @@ def effects_grid(rows: Sequence[Mapping]) -> str:
         each = '; '.join(f'{r["low"]:+.4f} … {r["high"]:+.4f}' for r in row['by_seed'].values())
         kept = f'{row["kept_in"]} of {len(row["by_seed"])}'
         lines.append([row['type'], f'{row["effect"]:+.4f}', each, kept])
+    return grid(lines)
+
+
+def entities_grid(rows: Sequence[Mapping], each: int = 3) -> str:
+    """Markdown, one line an entity: so many of most and of least effect of each type."""
+    lines = [['', 'entity', 'effect, nats', 'interval of each seed']]
+    for row in rows:
+        for name, effect, ends in row['most'][:each] + row['least'][-each:]:
+            found = '; '.join(f'{end[0]:+.4f} … {end[1]:+.4f}' for end in ends if end)
+            lines.append([row['type'], name, f'{effect:+.4f}', found or '–'])
     return grid(lines)
 
 
