@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from eiclip_mm.utils.untrusted import shown
 from eiclip_mm.utils.whole_file import whole_file
 
 from .files import (
@@ -188,7 +189,7 @@ class Embeddings:
             with open(path, 'rb') as file, open_npz(file) as arrays:
                 return cls._from_arrays(arrays)
         except UNREADABLE as error:
-            raise ValueError(f'{path} does not hold embeddings: {error}') from error
+            raise ValueError(f'{path} does not hold embeddings: {shown(error, 500)}') from error
 
     @classmethod
     def _from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> 'Embeddings':

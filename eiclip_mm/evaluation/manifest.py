@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
+from eiclip_mm.utils.untrusted import shown
 from eiclip_mm.utils.whole_file import whole_file
 
 from .embeddings import Embeddings
@@ -105,7 +106,9 @@ class Manifest:
                 origin = json_object('origin', stored['origin']) if 'origin' in stored else {}
             return cls(**arrays, origin=origin)
         except UNREADABLE as error:
-            raise ValueError(f'{path} is not a manifest with {names}: {error}') from error
+            raise ValueError(
+                f'{path} is not a manifest with {names}: {shown(error, 500)}'
+            ) from error
 
     def lists(self, embeddings: Embeddings) -> 'Lists':
         """The same by rows of these embeddings.
