@@ -239,19 +239,19 @@ class EffectCESelector(CESelector):
             own = self.table.of_type[k]
             in_type = torch.arange(own.start, own.stop, device=rows.device)
             held = (rows[:, k, :, None] == in_type).any(1).to(effects.dtype)  # (P, N_k)
-            own_effects = entity_effects(effects[:, k], held, self.shrinkage, self.confidence, seed)
-            shrunk = own_effects[0]  # (N_k,)
+            shrunk, *ends = entity_effects(
+                effects[:, k], held, self.shrinkage, self.confidence, seed
+            )  # (N_k,) each
             keep = (shrunk > 0) & (low > 0)
             self.weight[in_type] = keep.to(self.weight.dtype)
             seen = held.any(0).nonzero()[:, 0].tolist()
             names = self.vocab.names[type_]
-            _, *ends = (x.tolist() for x in own_effects)
             table.append(
                 dict(
                     type=type_, effect=effect, low=low, high=high, kept=low > 0,
                     entities=[int(keep.sum()), len(keep)],
                     names={names[a]: shrunk[a].item() for a in seen},
-                    intervals={names[a]: [end[a] for end in ends] for a in seen},
+                    intervals={names[a]: [end[a].item() for end in ends] for a in seen},
                 )
             )  # fmt: skip
         return table
