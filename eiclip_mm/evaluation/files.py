@@ -137,11 +137,14 @@ def _check_outlines(folders: Sequence[Path], outlines: Sequence[Mapping]) -> Non
     """Refuse arrays of other widths, which numpy may spread in silence, and copies."""
     seen: dict[tuple[int, ...], Path] = {}
     for folder, part in zip(folders, outlines, strict=True):
-        shapes = [{n: a.shape[1:] for n, a in one.items()} for one in (part, outlines[0])]
-        if shapes[0] != shapes[1]:
-            raise ValueError(
-                f'{folder.name} has rows of {shapes[0]}, {folders[0].name} of {shapes[1]}'
-            )
+        own, first = ({n: a.shape[1:] for n, a in one.items()} for one in (part, outlines[0]))
+        for name in sorted(own.keys() | first.keys()):
+            here, there = own.get(name, 'missing'), first.get(name, 'missing')
+            if here != there:
+                raise ValueError(
+                    f'rows of {name[:50]!r} are {here} in {folder.name}, {there} in '
+                    f'{folders[0].name}; write the folder anew'
+                )
         # items differ in view or caption, so two shards may share views or captions, not both
         ids = tuple(hash(part[key].tobytes()) for keys in KEYS for key in keys)
         other = seen.setdefault(ids, folder)
@@ -157,8 +160,8 @@ def _outline(folder: Path) -> dict[str, np.ndarray]:
     ids = [name for keys in KEYS for name in keys]
     part = read_folder(folder)
     for image in (True, False):
-        rows = {n: a.shape[:1] for n, a in part.items() if n.startswith('image') == image}
-        if len(set(rows.values())) > 1:
+        rows = {a.shape[:1]: n[:50] for n, a in part.items() if n.startswith('image') == image}
+        if len(rows) > 1:
             raise ValueError(
                 f'arrays of {folder.name} differ in length: {rows}; delete that shard, and the '
                 'same call of tools/extract_features.py again writes it anew'
