@@ -37,6 +37,9 @@ DUMPS = {'a.npz', 'b.npz'}
 FILES = {
     'notes.txt': '',
     'empty.yaml': '',
+    'list.yml': '- 1',
+    'of_a_list.yml': '_base_: list.yml',
+    'of_a_number.json': '{"_base_": 3}',
     'deep.json': '{"a":' + '[' * 10**5 + ']' * 10**5 + '}',
     # nine times the list before it, eleven times
     'naming.yaml': '\n'.join(
@@ -44,7 +47,9 @@ FILES = {
     ),
 }
 UNFIT = {
-    'empty.yaml': 'config empty.yaml, or one in its _base_, is no plain YAML or JSON (its',
+    'empty.yaml': 'config empty.yaml, or one in its _base_, is no plain YAML or JSON (the',
+    'of_a_list.yml': 'config of_a_list.yml, or one in its _base_, is no plain YAML or JSON (the',
+    'of_a_number.json': 'config of_a_number.json, or one in its _base_, is no plain YAML or JSON (',
     'deep.json': 'config deep.json, or one in its _base_, is no plain YAML or JSON (maximum',
     'naming.yaml': 'config naming.yaml, or one in its _base_, is no plain YAML or JSON (a file',
     'no.py': 'config no.py does not exist; name a file of configs/ or your own',

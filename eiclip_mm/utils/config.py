@@ -65,11 +65,8 @@ def load_config(path: str | Path) -> Config:
         OSError: a file of another kind.
         ValueError: JSON or YAML that is damaged, more than data, or no mapping.
     """
-    if not str(path).startswith('eiclip_mm::'):
-        _check(Path(path))
     try:
-        if Path(path).suffix != '.py' and not isinstance(load(path), dict):
-            raise NotPlain('its top level is no mapping of names to settings')
+        _check(Path(path))
         config = Config.fromfile(path)
     except (NotPlain, JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(
@@ -81,6 +78,9 @@ def load_config(path: str | Path) -> Config:
 
 
 def _check(path: Path) -> None:
+    """Refuse what is no config; of YAML and JSON, in which mmengine looks for names, bases too."""
+    if '::' in str(path):  # of a package; mmengine finds it
+        return
     if not path.is_file():
         raise FileNotFoundError(
             f'config {path} {"is no file" if path.exists() else "does not exist"}; name a file of '
@@ -89,6 +89,17 @@ def _check(path: Path) -> None:
         )
     if path.suffix not in KINDS:
         raise OSError(f'config {path} must end in one of {KINDS}, got {path.suffix!r}.')
+    if path.suffix == '.py':
+        return
+    content = load(path)
+    if not isinstance(content, dict):
+        raise NotPlain(f'the top level of {path.name} is no mapping of names to settings')
+    bases = content.get('_base_', [])
+    bases = [bases] if isinstance(bases, str) else bases
+    if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
+        raise NotPlain(f'_base_ of {path.name} is no file name, and no list of some')
+    for base in bases:
+        _check(path.parent / base)
 
 
 def _named(value: Any, key: str = '') -> Any:
