@@ -1,6 +1,6 @@
 # make setup       environment in .venv, from requirements/lock.txt; a second time does nothing
 # make quickstart  the whole walk on synthetic products, no data needed
-# make demo        search products in a browser         [CHECKPOINT=... CATALOGUE=...]
+# make demo        search products in a browser         [CHECKPOINT=... CATALOGUE=... IMAGES=folder]
 # make test        all tests                            [ARGS="-k tokenizer"] [JOBS=2]
 # make train       one experiment                       [CONFIG=configs/...py] [GPUS=1] [ARGS=...]
 # make benchmark   every benchmark, small enough for two cores and a quarter of an hour
@@ -51,7 +51,7 @@ quickstart: $(ENVIRONMENT)
 	$(PY) tools/quickstart.py $(ARGS)
 
 demo: $(ENVIRONMENT)
-	$(PY) demo/app.py $(CHECKPOINT) $(if $(CATALOGUE),--catalogue $(CATALOGUE)) $(ARGS)
+	$(PY) demo/app.py $(CHECKPOINT) $(if $(CATALOGUE),--catalogue $(CATALOGUE)) $(if $(IMAGES),--images $(IMAGES)) $(ARGS)
 
 test: $(ENVIRONMENT)
 	$(PY) -m pytest -n $(JOBS) --dist worksteal $(ARGS)

@@ -60,7 +60,9 @@ def main(argv: list[str] | None = None) -> None:
     catalogue = args.catalogue or (None if args.index else MINI)
     index = args.index or place(checkpoint, catalogue)
     if catalogue:
-        tool(ROOT / 'tools/search/build_index.py', checkpoint, catalogue, '--index', index)
+        photos = ['--images', args.images] if args.images else []
+        command = ROOT / 'tools/search/build_index.py', checkpoint, catalogue, '--index', index
+        tool(*command, *photos)
     try:
         encoder = EICLIPInferencer(checkpoint)
         with CatalogueIndex.open(index) as opened:
@@ -81,12 +83,15 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('checkpoint', nargs='?', help="the quick start's by default")
     parser.add_argument('--catalogue', help='a file, as of build_index.py')
+    parser.add_argument('--images', help="folder of its photos; default: the catalogue's own")
     parser.add_argument('--index', help='folder or address of the index')
     parser.add_argument('--port', type=int, default=8000)
     parser.add_argument('--open', action='store_true', help='open it in a browser')
     args = parser.parse_args(argv)
     if args.checkpoint and not (args.catalogue or args.index):
         parser.error('say what to search: --catalogue FILE, or --index WHERE')
+    if args.images and not args.catalogue:
+        parser.error('--images are the photos of a --catalogue; give both')
     return args
 
 

@@ -120,6 +120,8 @@ class EntityVocab:
 
     def __post_init__(self) -> None:
         for type_, names in self.names.items():
+            if not names:
+                raise ValueError(f'entity type {type_!r} has no names; leave the type out.')
             keys = Counter(entity_key(name) for name in names)
             twice = [key for key, n in keys.items() if n > 1 or not key]
             if twice:

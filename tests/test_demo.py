@@ -482,3 +482,18 @@ def test_the_command_says_what_is_missing(demo, capsys):
     with pytest.raises(SystemExit):
         demo.main(['some.pth'])
     assert 'say what to search: --catalogue FILE, or --index WHERE' in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        demo.main(['some.pth', '--index', 'shop', '--images', 'photos'])
+    assert '--images are the photos of a --catalogue' in capsys.readouterr().err
+
+
+def test_photos_may_lie_elsewhere(demo, tmp_path, monkeypatch):
+    photos, found = tmp_path / 'photos', []
+    photos.mkdir()
+    catalogue = write_catalogue(photos, 4).rename(tmp_path / 'shop.csv')
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(demo, 'serve', lambda search, _: found.extend(search.index.scan()))
+    checkpoint = shop.write_checkpoint(tmp_path / 'tiny.pth')
+    demo.main(list(map(str, (checkpoint, '--catalogue', catalogue, '--images', photos))))
+    ((_, _, payloads),) = found
+    assert sum(payload['photo'] is not None for payload in payloads) == 3

@@ -163,6 +163,12 @@ class TestEntities:
 
 
 class TestForward:
+    def test_a_model_without_types_is_refused(self):
+        tokenizer = tiny.tokenizer(vocab=None)
+        with pytest.raises(ValueError, match='at least one type, or take OpenCLIP'):
+            tiny.model(tokenizer=tokenizer)
+        tiny.model('OpenCLIP', tokenizer=tokenizer)
+
     def test_modes(self):
         model = tiny.model().eval()
         data = tiny.batch(model)

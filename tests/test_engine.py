@@ -121,7 +121,10 @@ class TestCausalEffectHook:
         hook.before_train_epoch(runner)  # epoch 0: not yet
         assert not (tmp_path / 'run/causal_effects.json').exists()
         runner.train_loop._epoch = 1
+        known = runner.message_hub.runtime_info  # as mmengine's CheckpointHook of several measures
+        known.update({'best_score_R@1': 90.0, 'best_score_SumR': 500.0, 'best_ckpt_SumR': 'x.pth'})
         hook.before_train_epoch(runner)
+        assert [name for name in known if name.startswith('best_')] == ['best_ckpt_SumR']
         table = json.loads((tmp_path / 'run/causal_effects.json').read_text(encoding='utf-8'))
         weight = runner.model.selector.weight.clone()
         batches = list(runner.val_dataloader)

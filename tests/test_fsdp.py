@@ -83,10 +83,14 @@ def test_what_a_strategy_cannot_do_is_said_first(runs, tmp_path):
     config = Config.fromfile(runs / 'fsdp.py', import_custom_modules=False)
     with pytest.raises(SystemExit, match='ShardedStrategy splits a model over several processes'):
         run_tool('train', runs / 'fsdp.py', '--work-dir', tmp_path)
-    config.custom_hooks.append(dict(type='CausalEffectHook', begin=1))
     config.launcher = 'pytorch'
     from _cli import build_runner
 
+    plain, config.optim_wrapper.type = config.optim_wrapper.get('type'), 'AmpOptimWrapper'
+    with pytest.raises(SystemExit, match=r'bfloat16, or set optim_wrapper\.use_fsdp=True'):
+        build_runner(config)
+    config.optim_wrapper.type = plain
+    config.custom_hooks.append(dict(type='CausalEffectHook', begin=1))
     with pytest.raises(SystemExit, match='CausalEffectHook runs the model on one process'):
         build_runner(config)
     config.custom_hooks[-1] = dict(type='TextFeatureCache')

@@ -77,6 +77,17 @@ def test_numbers_and_what_they_rest_on_are_found_beside_the_checkpoint(checkpoin
     assert 'manifest' not in card
 
 
+def test_protocols_are_results_of_their_own(checkpoint):
+    card, other = card_of(checkpoint), 'full/product'
+    results = RESULTS | {f'{other}/SumR': 250.0}
+    write_test(checkpoint.parent, card, results)
+    cards = {PROTOCOL: card, other: card}
+    (checkpoint.parent / 'protocol_cards.json').write_text(json.dumps(cards))
+    found = yaml.safe_load(written(checkpoint).split('---')[1])['model-index'][0]['results']
+    sums = {one['dataset']['name']: one['metrics'][-1]['value'] for one in found}
+    assert sums == {f'val.json, {PROTOCOL}': 287.72, f'val.json, {other}': 250.0}
+
+
 def test_entities_that_the_selector_keeps(checkpoint):
     card = written(checkpoint)
     assert "| brand | 3 | 3 | Diesel, Golden Goose, Levi's |" in card

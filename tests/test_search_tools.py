@@ -427,6 +427,21 @@ def test_senses_come_from_names_or_photos(branded, capsys):
     assert not np.allclose(name, photos, atol=1e-3)
 
 
+def test_it_says_where_a_new_name_changes_nothing(branded, tmp_path, capsys):
+    out = ('--names', 'Nobody', 'Sombody', '--out', tmp_path / 'new.pth', '--index', branded.where)
+    given = (branded.checkpoint, '--type', 'brand', *out)
+    add_entities.main(list(map(str, given)))
+    said = capsys.readouterr().out
+    assert 'drops' not in said and "no product of the index has 'Sombody'" in said
+    changes = dict(selector=dict(type='EffectCESelector'))
+    model = tiny.model(**changes)
+    model.selector.weight[:4] = 0  # brands
+    dropping = shop.write_checkpoint(tmp_path / 'dropping.pth', model, **changes)
+    given = (dropping, '--type', 'brand', '--names', 'Nobody', '--out', tmp_path / 'newer.pth')
+    add_entities.main(list(map(str, given)))
+    assert 'CE-Selector of this model drops brand Nobody: nothing' in capsys.readouterr().out
+
+
 def test_entities_that_cannot_be_added(store, checkpoint, tmp_path, capsys):
     def given(*options, type_='brand', model=checkpoint):
         add_entities.main([str(model), '--type', type_, *map(str, options)])

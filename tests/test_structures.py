@@ -182,6 +182,7 @@ def test_ids_do_not_depend_on_the_order_of_products(brands, seed):
         (('Gas', 'GAS'), (1, 1), r"'brand' has names that are empty or occur twice.*\['gas'\]"),
         (('Gas', ' '), (1, 1), r"empty or occur twice after case-folding: \[''\]"),
         (('Gas', 'Puma'), (1,), "'brand' has 2 names but 1 counts"),
+        ((), (), "'brand' has no names; leave the type out"),
     ],
 )
 def test_vocabulary_refuses(names, counts, message):

@@ -292,6 +292,12 @@ class TestFreezing:
         assert any('running_mean' in name for name in changed)
         assert any('text_projection' in name for name in changed)
 
+    def test_the_bias_of_siglip_does_not_wait_for_a_gradient(self):
+        model = towers(model=dict(tiny.ARCHITECTURE, init_logit_bias=-10.0))
+        forward_loss(model).backward()
+        waiting = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
+        assert model.clip.logit_bias == -10 and waiting == ['clip.logit_scale']  # of the loss
+
     def test_frozen_image_trunk(self):
         model = towers(model=TIMM, image_unlocked=0)
         changed = self.step(model)

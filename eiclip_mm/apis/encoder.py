@@ -129,7 +129,8 @@ class Encoder:
             products: descriptions, or dicts with the text fields of the model
                 (:attr:`text_fields`) and ``entities``, for each type a list of names, e.g.
                 ``dict(description='low sneakers', entities=dict(brand=['Golden Goose']))``.
-                Entities are read from the text where a product has none.
+                Entities are read from the text where a product has none; types and fields that the
+                model does not know are not read.
             entities: ``False`` leaves all entities unknown: what the model makes of the text
                 without the intervention.
             batch_size, progress, output: see :meth:`encode_images`.

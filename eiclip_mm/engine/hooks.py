@@ -28,7 +28,7 @@ class StepSeedHook(Hook):
     def before_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: dict | None = None
     ) -> None:
-        """See the class. All processes draw alike, so they draw the same gates."""
+        """See the class. Processes draw alike, so the same gates, but for towers with dropout."""
         torch.manual_seed(hash((runner.seed, runner.iter)) % 2**63)
 
 
@@ -120,7 +120,9 @@ class CausalEffectHook(Hook):
                 runner.logger.warning('no entity type is kept: the model goes on without entities')
         broadcast(model.selector.weight)
         # A checkpoint from before the choice is another model: the best is looked for anew.
-        runner.message_hub.runtime_info.pop('best_score', None)
+        found = runner.message_hub.runtime_info
+        for name in [name for name in found if name.startswith('best_score')]:  # one a measure
+            found.pop(name)
 
 
 def effect_table(table: list[dict]) -> str:

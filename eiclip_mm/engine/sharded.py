@@ -87,11 +87,14 @@ class FullySharded(MMFullyShardedDataParallel):
             parameter.full_ndim = parameter.ndim  # type: ignore[attr-defined]  # a note of ours
         scalars = [p for p in module.parameters() if p.ndim == 0]
         cuda = torch.cuda.is_available()
+        device = torch.device('cuda', device_id) if cuda else torch.device('cpu')
+        for scalar in scalars:  # torch moves what it shards alone
+            scalar.data = scalar.data.to(device)
         super().__init__(
             module,
             auto_wrap_policy=ModuleWrapPolicy(kinds),
             ignored_states=scalars,
-            device_id=torch.device('cuda', device_id) if cuda else torch.device('cpu'),
+            device_id=device,
             **kwargs,
         )
         for scalar in scalars:  # whole on every process, so nobody else averages their gradients

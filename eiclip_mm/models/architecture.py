@@ -32,6 +32,8 @@ def create_clip(model: str | Mapping, pretrained: str | None = None) -> CLIP | C
         clip = _from_architecture(json.loads(json.dumps(model)))
     if pretrained is not None and tag is None:
         _load_towers(clip, pretrained)
+    if getattr(clip, 'logit_bias', None) is not None:  # of SigLIP's loss; in ours it cancels out
+        clip.logit_bias.requires_grad_(False)
     return clip
 
 

@@ -163,8 +163,10 @@ class EALearner(nn.Module):
             combos = torch.tensor(list(choices), device=text.device)  # (C, K)
             combos = combos[:, None].expand(-1, len(text), -1)  # (C, B, K)
         else:
-            drawn = torch.multinomial(prior.flatten(0, 1), self.max_combinations, True)
-            combos = drawn.T.reshape(self.max_combinations, len(text), num_types)  # (C, B, K)
+            # one draw a row: of several, torch has no deterministic way on a GPU
+            rows = prior.expand(self.max_combinations, *prior.shape).flatten(0, 2)
+            drawn = torch.multinomial(rows, 1)
+            combos = drawn.reshape(self.max_combinations, len(text), num_types)  # (C, B, K)
         chosen = torch.stack(
             [
                 senses.gather(2, c[..., None, None].expand(-1, -1, 1, senses.shape[-1]))

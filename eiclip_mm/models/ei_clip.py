@@ -150,6 +150,11 @@ class EICLIP(OpenCLIP):
         **kwargs: Any,
     ):
         super().__init__(towers, tokenizer, **kwargs)
+        if not self.vocab.types:
+            raise ValueError(
+                'EICLIP intervenes on entities, and its tokenizer has no type of them: give it a '
+                'vocab of at least one type, or take OpenCLIP.'
+            )
         self.entity_loss_weight, self.gate_price = entity_loss_weight, gate_price
         self.selector = MODELS.build(dict(selector, vocab=self.vocab))
         self.learner = MODELS.build(

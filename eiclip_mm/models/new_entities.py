@@ -160,7 +160,7 @@ def _learned(
     start = table.new_empty(len(table), len(added), table.shape[-1])
     row = torch.full((int(kept.max()) + len(added) + 1,), -1)
     row[kept] = torch.arange(len(kept))  # of the old table
-    seen = ~photos.isnan().any(1)
+    seen = ~photos.isnan().any(1).cpu()  # as all numbers of rows here
     for rows in EntityTable(vocab).of_type:
         own = torch.arange(rows.start, rows.stop)
         old, new = own[row[own] >= 0], torch.isin(added, own)

@@ -155,6 +155,7 @@ def head(encoder: EICLIPInferencer, results: Mapping, cards: Mapping, licence: s
             task_type='image-text-retrieval',
             dataset_type=card['data']['dataset'],
             dataset_name=f'{card["data"]["file"]}, {name}',
+            dataset_config=name,  # else hubs take several protocols for one
             metric_type=measure,
             metric_value=round(results[f'{name}/{measure}'], 2),
         )
