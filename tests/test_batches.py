@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 from eiclip_mm.datasets import CocoProducts, PackProduct, stack_products
 from eiclip_mm.datasets.product_dataset import VIEWS
 from eiclip_mm.structures import EntityVocab
+from eiclip_mm.utils.digest import hash63
 
 RNG = np.random.default_rng(0)
 BRANDS = ('Diesel', 'Golden Goose', 'Gas')
@@ -140,6 +141,19 @@ def test_encoded_once_as_one_by_one(catalogue):
         one = dataset.tokenizer(sample['text_fields'], sample['entities'])
         np.testing.assert_array_equal(sample['text'], one.text)
         assert sample['text_id'] == one.text_id
+        assert sample['entities_id'] == hash63(one.entity_ids.tobytes())
+
+
+def test_dropped_entities_leave_their_id(catalogue):
+    resized = [dict(type='LoadProductImage'), dict(type='Resize', scale=(16, 16))]
+    plain, dropped = (
+        batches(make(catalogue, [*resized, dict(type='EntityDropout', prob=prob), PIXELS[-1]]))[0]
+        for prob in (0.0, 1.0)
+    )
+    assert plain['entity_ids'].any() and not dropped['entity_ids'].any()
+    assert plain['entities_id'].equal(dropped['entities_id'])
+    known = {tuple(ids.flatten().tolist()) for ids in plain['entity_ids']}
+    assert len(plain['entities_id'].unique()) == len(known) > 1
 
 
 @pytest.mark.parametrize('batched', [False, True])

@@ -84,7 +84,7 @@ class TestStepZero:
 
 class TestSameText:
     def test_entities_tell_equal_descriptions_apart(self):
-        """Positives are products that the model sees alike: text and entities."""
+        """Positives are products of one text and the same entities, dropped or not."""
         model = tiny.model(loss=dict(type='InfoNCE', same_text=True), entity_loss_weight=0).eval()
         plain = tiny.model('OpenCLIP', loss=dict(type='InfoNCE', same_text=True)).eval()
         plain.towers.load_state_dict(model.towers.state_dict())
@@ -92,11 +92,15 @@ class TestSameText:
         product_id = torch.arange(len(data['product_id']))
         text_id = torch.zeros_like(product_id)
         one, two = (data['entity_ids'][i] for i in (0, 2))
-        assert not one.equal(two)
+        gone = torch.zeros_like(one)
+        assert len({tuple(ids.flatten().tolist()) for ids in (one, two, gone)}) == 3
         for entities, groups in (
-            ([one] * 6, [0] * 6), ([one, one, two, one, two, two], [0, 0, 1, 0, 1, 1])
-        ):  # fmt: skip
+            ([one] * 6, [0] * 6),
+            ([one, one, two, one, two, two], [0, 0, 1, 0, 1, 1]),
+            ([one, gone, two, gone, gone, two], [0, 0, 1, 0, 1, 1]),
+        ):
             ids = dict(product_id=product_id, entity_ids=torch.stack(entities))
+            ids['entities_id'] = 2**62 * torch.tensor(groups)  # a sum that wraps around
             found = model(**data | ids | dict(text_id=text_id), mode='loss')
             ids['text_id'] = torch.tensor(groups)
             expected = plain(**data | ids, mode='loss')  # at step 0 the models are one
@@ -176,7 +180,8 @@ class TestForward:
             tensors = model(**data, mode='tensor')
             rows = model(**data, mode='predict')
         assert set(tensors) == {'image', 'product'} and len(rows) == 6
-        names = {'image', 'product', 'product_id', 'text_id', 'view', 'caption', 'sample_idx'}
+        ids = {'product_id', 'text_id', 'entities_id', 'view', 'caption', 'sample_idx'}
+        names = {'image', 'product'} | ids
         for i, row in enumerate(rows):
             assert set(row) == names
             assert row['product'].equal(tensors['product'][i])

@@ -104,7 +104,9 @@ WORDS = st.sampled_from(
      'ss', '2', '_', ' ', '  ', '\n', 'ﬁ', 'fi', 'İ', '\u200b', 'ا', '🙂', '.']
 )  # fmt: skip
 SNIPPETS = st.lists(WORDS, max_size=5).map(''.join)
-NAMES = st.lists(SNIPPETS.map(clean_text).filter(bool), max_size=6, unique_by=entity_key)
+NAMES = st.lists(
+    SNIPPETS.map(clean_text).filter(bool), min_size=1, max_size=6, unique_by=entity_key
+)
 
 
 @given(

@@ -189,6 +189,7 @@ def item(image) -> dict:
         entity_ids=np.array([[1, 0], [2, 3]]),
         product_id=7,
         text_id=2**63 - 1,
+        entities_id=5,
         view=1,
         caption=0,
         sample_idx=np.int64(4),
@@ -200,7 +201,8 @@ def test_pack():
     photo = noise(4, 6)
     packed = PackProduct()(item(photo[:, ::-1]))  # a flipped view of memory
     assert sorted(packed) == [
-        'caption', 'entity_ids', 'image', 'product_id', 'sample_idx', 'text', 'text_id', 'view',
+        'caption', 'entities_id', 'entity_ids', 'image', 'product_id', 'sample_idx', 'text',
+        'text_id', 'view',
     ]  # fmt: skip
     assert packed['image'].shape == (3, 4, 6) and packed['image'].dtype == torch.uint8
     assert packed['image'].is_contiguous()

@@ -9,6 +9,7 @@ import torch
 
 from eiclip_mm.registry import MODELS
 from eiclip_mm.structures import EntityVocab, resolve_path
+from eiclip_mm.utils.digest import hash63
 
 ARCHITECTURE = dict(
     embed_dim=32,
@@ -96,6 +97,7 @@ def batch(model, products=PRODUCTS, seed: int = 0, size: int = 32) -> dict:
         entity_ids=torch.from_numpy(np.stack([code.entity_ids for code in codes])),
         product_id=torch.tensor([product_id for product_id, _, _ in products]),
         text_id=torch.tensor([code.text_id for code in codes]),
+        entities_id=torch.tensor([hash63(code.entity_ids.tobytes()) for code in codes]),
         view=torch.zeros(n, dtype=torch.int64),
         caption=torch.zeros(n, dtype=torch.int64),
         sample_idx=torch.arange(n),

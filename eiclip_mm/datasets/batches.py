@@ -15,7 +15,7 @@ from torch.utils.data import get_worker_info
 
 from eiclip_mm.registry import FUNCTIONS, TRANSFORMS
 
-IDS = ('product_id', 'text_id', 'view', 'caption', 'sample_idx')
+IDS = ('product_id', 'text_id', 'entities_id', 'view', 'caption', 'sample_idx')
 STEP = 8  # text lengths of a batch are its multiples: few shapes for a compiled model
 
 

@@ -1,12 +1,13 @@
 """What evaluation may know of a split beside its embeddings: labels, equal texts, origin."""
 
 from collections.abc import Mapping, Sequence
-from hashlib import blake2b, sha256
+from hashlib import sha256
 from json import dumps
 
 import numpy as np
 
 from eiclip_mm.structures import UNKNOWN, EntityVocab, entity_key
+from eiclip_mm.utils.digest import hash63
 
 from .tokenizer import EntityTokenizer
 
@@ -73,7 +74,7 @@ def text_card(tokenizer: EntityTokenizer) -> dict:
 
 def _number(text: str) -> int:
     """63 bits that are equal where the texts are, but for case and spaces."""
-    return int.from_bytes(blake2b(entity_key(text).encode(), digest_size=8).digest(), 'big') >> 1
+    return hash63(entity_key(text).encode())
 
 
 def _mentioned(tokenizer: EntityTokenizer, text: str) -> set[tuple[int, int]]:

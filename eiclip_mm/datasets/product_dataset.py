@@ -11,6 +11,7 @@ import torch
 from mmengine.dataset import BaseDataset, Compose
 
 from eiclip_mm.registry import TOKENIZER
+from eiclip_mm.utils.digest import hash63
 
 from .bad_rows import MAX_BAD, BadRows
 from .batches import PackProduct, write_batch
@@ -46,9 +47,10 @@ class ProductDataset(BaseDataset):
     An *item*, given to the pipeline, holds one view and one text of a record: the keys
     ``product_id, sample_idx, view, caption, text_fields, entities``, those of the image, and
     what the tokenizer made of them: ``text`` (L,), ``text_length``, ``entity_ids`` (K, M),
-    ``text_id``. All texts are encoded once, when the data set is loaded: ``encoded`` has a row for
-    each text of each record, in order. If ``encoded.text`` is replaced by (T, F) floats, features
-    of a frozen trunk, items hold those.
+    ``text_id`` and ``entities_id``, hashes of the text and of all entities, which
+    ``EntityDropout`` leaves. All texts are encoded once, when the data set is loaded: ``encoded``
+    has a row for each text of each record, in order. If ``encoded.text`` is replaced by (T, F)
+    floats, features of a frozen trunk, items hold those.
 
     Unless views are random, ``metainfo['retrieval']`` tells evaluation what the products are:
     ``texts`` as :func:`~eiclip_mm.datasets.labels.text_table` gives them, ``data`` and ``text``
@@ -264,7 +266,9 @@ def _num_rows(record: dict) -> int:
 def _text_of(encoded: EncodedTexts, row: int) -> dict:
     """What the tokenizer made of a text."""
     text, entity_ids = encoded.text[row], encoded.entity_ids[row]
-    made = dict(entity_ids=entity_ids.astype(np.int64), text_id=int(encoded.text_id[row]))
+    entity_ids = entity_ids.astype(np.int64)
+    ids = dict(text_id=int(encoded.text_id[row]), entities_id=hash63(entity_ids.tobytes()))
+    made = dict(ids, entity_ids=entity_ids)
     if text.dtype.kind == 'f':
         return dict(made, text=text.astype(np.float32))
     length = int(encoded.length[row])

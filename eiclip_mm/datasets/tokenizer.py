@@ -7,7 +7,6 @@ Goose"), and the language part should be entity-aware. How it is done is our rec
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
-from hashlib import blake2b
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +15,7 @@ from tqdm import tqdm
 
 from eiclip_mm.registry import TOKENIZER
 from eiclip_mm.structures import UNKNOWN, EntityVocab, clean_text
+from eiclip_mm.utils.digest import hash63
 
 from .encoded import Encoded, EncodedTexts
 from .matcher import EntityMatcher, Mention
@@ -316,4 +316,4 @@ class EntityTokenizer:
 
 
 def _text_id(text: str) -> int:
-    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), 'big') >> 1
+    return hash63(text.encode())

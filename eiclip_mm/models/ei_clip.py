@@ -57,7 +57,7 @@ class OpenCLIP(BaseModel):
             text: (B, L') token ids, L' <= L, or (B, F) features of a frozen trunk.
             entity_ids: (B, K, M).
             mode: ``'loss'``, ``'predict'`` (a dict a product, for metrics) or ``'tensor'``.
-            **ids: ``product_id, text_id, view, caption, sample_idx``, each (B,).
+            **ids: ``product_id, text_id, entities_id, view, caption, sample_idx``, each (B,).
 
         Raises:
             ValueError: another mode.
@@ -165,11 +165,6 @@ class EICLIP(OpenCLIP):
                 classify=entity_loss_weight > 0,
             )
         )
-        # random, so that different entities give different sums
-        generator = torch.Generator().manual_seed(0)
-        shape = len(self.vocab.types), self.tokenizer.max_values
-        factors = torch.randint(2**62, shape, generator=generator)
-        self.register_buffer('id_factors', factors, persistent=False)  # (K, M)
         self._set_general_sense()
 
     @torch.no_grad()
@@ -194,8 +189,9 @@ class EICLIP(OpenCLIP):
         text = self.towers.encode_text(text)  # (B, D)
         weights = self.selector(text, entity_ids)  # (B, K, M)
         product, log_prior = self.learner.expand(text, entity_ids, weights)  # (C, B, D), (C, B)
-        # products of one description and different entities are not the same text
-        text_id = ids['text_id'] + (entity_ids * self.id_factors).sum((1, 2))  # wraps around
+        # products of one description and different entities are not the same text; those that
+        # entity dropout alone parts are, as both photos are right for both
+        text_id = ids['text_id'] + ids['entities_id']  # wraps around
         ids = dict(ids, text_id=text_id)
         losses = self.contrast(image, F.normalize(product, dim=-1), log_prior, ids)
         if self.entity_loss_weight:
