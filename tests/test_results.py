@@ -57,24 +57,36 @@ def test_ablations(data):
     assert seen >= 20
 
 
-def test_rows_trained_again():
-    path = ROOT / 'docs/results/products_again.json'
+@pytest.mark.parametrize(
+    ('title', 'results', 'count'),
+    [
+        ('Some rows trained again', 'products_again', 6),
+        ('Twins, and the code as it is now', 'products_twins', 2),
+        ('The last layer of the text tower trained', 'products_unlocked', 3),
+    ],
+)
+def test_rows_trained_again(title, results, count):
+    path = ROOT / f'docs/results/{results}.json'
     found = json.loads(path.read_text(encoding='utf-8'))['tables']['full/product']
     differences, seen = {d['name']: d for d in found['differences']}, 0
-    for label, *cells in lines_of('docs/experiments.md', 'products'):
-        name = re.match(r'`(eiclip-[\w-]+)`|row 5$', label)
-        if len(cells) != 3 or not name:
+    page = (ROOT / 'docs/experiments.md').read_text(encoding='utf-8')
+    part = page.split(f'#### {title}\n')[1].split('\n#')[0]
+    for line in re.findall(r'^\|(.+)\|$', part, flags=re.MULTILINE):
+        label, *cells = (cell.strip() for cell in line.split('|'))
+        name = re.match(r'`([\w-]+)`|row 5$', label)
+        if not name:
             continue
         stem = f'{name[1] or "eiclip"}_products'
         mean = found['rows'][stem]['measures']['SumR']['mean']
-        other = re.search(r'row \d', cells[1])[0]
+        other = re.search(r'row \d|clip-meta[\w-]+', cells[1])[0]
+        other = other if other.startswith('row') else f'{other}_products'
         d = differences[f'{stem if name[1] else "row 5"} − {other}']
         assert numbers(cells[0]) == pytest.approx([mean], abs=0.051)
         shown = [d['difference'], d['low'], d['high']]
         assert numbers(cells[1]) == pytest.approx(shown, abs=0.051), label
         assert numbers(cells[2]) == pytest.approx(list(d['by_seed'].values()), abs=0.051)
         seen += 1
-    assert seen == 6
+    assert seen == count
 
 
 @pytest.mark.parametrize(
