@@ -25,7 +25,7 @@ from eiclip_mm.structures import EntityVocab
 TYPES = ('composition', 'subcategory', 'brand', 'season')
 TEXTS = ('brand', 'description')
 SIDE, BATCH, WORKERS = 64, 64, 2
-GROWTH, ROOM = 1.05, 8  # flat is within 5 % and so many MiB, or so many files: those of a batch
+GROWTH, ROOM = 1.05, 9  # flat is within 5 % and so many MiB, or so many files: those of a batch
 
 
 @dataclass(frozen=True)
