@@ -52,6 +52,7 @@ UNFIT = {
     'of_a_number.json': 'config of_a_number.json, or one in its _base_, is no plain YAML or JSON (',
     'deep.json': 'config deep.json, or one in its _base_, is no plain YAML or JSON (maximum',
     'naming.yaml': 'config naming.yaml, or one in its _base_, is no plain YAML or JSON (a file',
+    'other::no.py': 'config other::no.py does not exist; name a file of configs/ or your own',
     'no.py': 'config no.py does not exist; name a file of configs/ or your own',
     'folder': 'config folder is no file; name a file of configs/ or your own',
     'notes.txt': "config notes.txt must end in one of ('.py', '.json', '.yml', '.yaml'), got",

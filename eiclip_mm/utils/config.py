@@ -66,7 +66,8 @@ def load_config(path: str | Path) -> Config:
         ValueError: JSON or YAML that is damaged, more than data, or no mapping.
     """
     try:
-        _check(Path(path))
+        if not str(path).startswith('eiclip_mm::'):
+            _check(Path(path))
         config = Config.fromfile(path)
     except (NotPlain, JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(
@@ -79,8 +80,6 @@ def load_config(path: str | Path) -> Config:
 
 def _check(path: Path) -> None:
     """Refuse what is no config; of YAML and JSON, in which mmengine looks for names, bases too."""
-    if '::' in str(path):  # of a package; mmengine finds it
-        return
     if not path.is_file():
         raise FileNotFoundError(
             f'config {path} {"is no file" if path.exists() else "does not exist"}; name a file of '
@@ -99,7 +98,8 @@ def _check(path: Path) -> None:
     if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
         raise NotPlain(f'_base_ of {path.name} is no file name, and no list of some')
     for base in bases:
-        _check(path.parent / base)
+        if '::' not in base:  # else of a package; mmengine finds it
+            _check(path.parent / base)
 
 
 def _named(value: Any, key: str = '') -> Any:
