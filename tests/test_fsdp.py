@@ -86,9 +86,11 @@ def test_what_a_strategy_cannot_do_is_said_first(runs, tmp_path):
     config.launcher = 'pytorch'
     from _cli import build_runner
 
-    plain, config.optim_wrapper.type = config.optim_wrapper.get('type'), 'AmpOptimWrapper'
-    with pytest.raises(SystemExit, match=r'bfloat16, or set optim_wrapper\.use_fsdp=True'):
-        build_runner(config)
+    plain = config.optim_wrapper.get('type')
+    for scaled in ('AmpOptimWrapper', 'mmengine.AmpOptimWrapper'):
+        config.optim_wrapper.type = scaled
+        with pytest.raises(SystemExit, match=r'bfloat16, or set optim_wrapper\.use_fsdp=True'):
+            build_runner(config)
     config.optim_wrapper.type = plain
     config.custom_hooks.append(dict(type='CausalEffectHook', begin=1))
     with pytest.raises(SystemExit, match='CausalEffectHook runs the model on one process'):

@@ -428,11 +428,11 @@ def test_senses_come_from_names_or_photos(branded, capsys):
 
 
 def test_it_says_where_a_new_name_changes_nothing(branded, tmp_path, capsys):
-    out = ('--names', 'Nobody', 'Sombody', '--out', tmp_path / 'new.pth', '--index', branded.where)
+    out = ('--names', 'Nobody', 'Stranger', '--out', tmp_path / 'new.pth', '--index', branded.where)
     given = (branded.checkpoint, '--type', 'brand', *out)
     add_entities.main(list(map(str, given)))
     said = capsys.readouterr().out
-    assert 'drops' not in said and "no product of the index has 'Sombody'" in said
+    assert 'drops' not in said and "no product of the index has 'Stranger'" in said
     changes = dict(selector=dict(type='EffectCESelector'))
     model = tiny.model(**changes)
     model.selector.weight[:4] = 0  # brands
@@ -440,6 +440,10 @@ def test_it_says_where_a_new_name_changes_nothing(branded, tmp_path, capsys):
     given = (dropping, '--type', 'brand', '--names', 'Nobody', '--out', tmp_path / 'newer.pth')
     add_entities.main(list(map(str, given)))
     assert 'CE-Selector of this model drops brand Nobody: nothing' in capsys.readouterr().out
+    changes = dict(tokenizer=tiny.tokenizer(text_types=('brand',)))  # as keywords are read
+    reading = shop.write_checkpoint(tmp_path / 'reading.pth', **changes)
+    add_entities.main([str(reading), *map(str, given[1:])])
+    assert 'drops' not in capsys.readouterr().out
 
 
 def test_entities_that_cannot_be_added(store, checkpoint, tmp_path, capsys):

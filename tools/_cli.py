@@ -197,7 +197,8 @@ def build_runner(cfg: Config) -> Runner | FlexibleRunner:
             'start them with tools/dist_train.sh or tools/slurm_train.sh, or leave it out.'
         )
     optim = cfg.get('optim_wrapper') or {}
-    if optim.get('type') == 'AmpOptimWrapper' and not optim.get('use_fsdp'):
+    kind = str(optim.get('type')).rpartition('.')[2]
+    if kind == 'AmpOptimWrapper' and not optim.get('use_fsdp'):
         raise SystemExit(
             'Under a strategy each process would scale the float16 loss by a number of its own: '
             'train with --amp-dtype bfloat16, or set optim_wrapper.use_fsdp=True.'

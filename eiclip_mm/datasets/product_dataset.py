@@ -1,6 +1,5 @@
 """What every product data set shares: items, views, folds of train and seeded randomness."""
 
-import hashlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -29,9 +28,8 @@ def in_select_fold(product_id: int, share: float) -> bool:
 
     It depends on the id alone, so the slice is the same in every run, epoch and process.
     """
-    # blake2b, not crc32: splits made elsewhere from a crc of the id must not meet this slice.
-    digest = hashlib.blake2b(str(product_id).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, 'big') < share * 2**64
+    # hash63 is no crc32: splits made elsewhere from a crc of the id must not meet this slice.
+    return hash63(str(product_id).encode()) < share * 2**63
 
 
 class ProductDataset(BaseDataset):
@@ -265,8 +263,7 @@ def _num_rows(record: dict) -> int:
 
 def _text_of(encoded: EncodedTexts, row: int) -> dict:
     """What the tokenizer made of a text."""
-    text, entity_ids = encoded.text[row], encoded.entity_ids[row]
-    entity_ids = entity_ids.astype(np.int64)
+    text, entity_ids = encoded.text[row], encoded.entity_ids[row].astype(np.int64)
     ids = dict(text_id=int(encoded.text_id[row]), entities_id=hash63(entity_ids.tobytes()))
     made = dict(ids, entity_ids=entity_ids)
     if text.dtype.kind == 'f':

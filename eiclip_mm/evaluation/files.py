@@ -136,8 +136,9 @@ def _shards(path: Path, about: Mapping) -> list[Path]:
 def _check_outlines(folders: Sequence[Path], outlines: Sequence[Mapping]) -> None:
     """Refuse arrays of other widths, which numpy may spread in silence, and copies."""
     seen: dict[tuple[int, ...], Path] = {}
+    first = {name: array.shape[1:] for name, array in outlines[0].items()}
     for folder, part in zip(folders, outlines, strict=True):
-        own, first = ({n: a.shape[1:] for n, a in one.items()} for one in (part, outlines[0]))
+        own = {name: array.shape[1:] for name, array in part.items()}
         for name in sorted(own.keys() | first.keys()):
             here, there = own.get(name, 'missing'), first.get(name, 'missing')
             if here != there:

@@ -116,22 +116,14 @@ def save(new: EICLIPInferencer, args: argparse.Namespace) -> None:
         save_checkpoint(args.out, new.model.state_dict(), meta)
     new.checkpoint, new.name = args.out, args.out.name
     print(f'{args.out}: {len(args.names)} of type {args.type} added: {", ".join(args.names)}')
-    dropped = unheard(new, args.type, args.names)
+    read = [entity for reading in new.explain(args.names) for entity in reading.entities]
+    own = [entity for entity in read if entity.type == args.type and entity.name in args.names]
+    dropped = [entity.name for entity in own if not entity.weight]
     if dropped:
         print(
             f'CE-Selector of this model drops {args.type} {", ".join(dropped)}: nothing is read '
             "otherwise. Train one that keeps the type, such as with selector=dict(type='KeepAll')."
         )
-
-
-def unheard(encoder: EICLIPInferencer, type_: str, names: Sequence[str]) -> list[str]:
-    """The names that CE-Selector gives no weight, as of a type that it drops."""
-    read = encoder.read([dict(entities={type_: [name]}) for name in names])
-    ids = torch.from_numpy(read.entity_ids).long()
-    text = torch.from_numpy(read.text).long()
-    _, weights = encoder.embed_tokens(text, ids)
-    column = encoder.tokenizer.vocab.types.index(type_)
-    return [n for n, w in zip(names, weights[:, column].cpu(), strict=True) if not w.any()]
 
 
 def photos_of_folder(encoder: Encoder, folder: Path, names: Sequence[str]) -> torch.Tensor:
